@@ -247,7 +247,7 @@ class Recipe:
     train: TrainSettings = field(default_factory=TrainSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
-    stage: tuple[Stage, ...] = (Stage(),)
+    stage: tuple[Stage, ...] = field(default_factory=lambda: (Stage(),))
 
     def __post_init__(self) -> None:
         if not self.stage:
