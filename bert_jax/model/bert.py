@@ -54,7 +54,7 @@ def _boxed_init(config: BertConfig, key: Array) -> Params:
     stack = jax.vmap(lambda k: layer.init(k, x, bias, None))(jax.random.split(keys[1], config.layers))
     trees = {
         "embeddings": Embeddings(config, dtype).init(keys[0], ids, ids, ids, None),
-        "layers": nn.add_axis(stack, 0, {nn.PARTITION_NAME: "layers"}),
+        "layers": nn.meta.add_axis(stack, 0, {nn.PARTITION_NAME: "layers"}),
         "pooler": Pooler(config, dtype).init(keys[2], x),
         "masked_lm": MaskedLM(config, dtype).init(keys[3], x, word),
         "next_sentence": NextSentence(config).init(keys[4], x),
