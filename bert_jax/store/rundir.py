@@ -15,11 +15,25 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from bert_jax.config import BertConfig, Recipe, to_toml
 from bert_jax.errors import UserError
+
+# What may change between two starts of one run, because it changes no number of it.
+FREE = {
+    "path",
+    "mesh_data",
+    "mesh_fsdp",
+    "every",
+    "keep",
+    "seconds",
+    "tensorboard",
+    "evaluate_every",
+    "skip_limit",
+}
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
 
@@ -87,14 +101,14 @@ def open_run(
 
 
 def _same_recipe(path: Path, recipe: Recipe) -> None:
-    # where the data lies may change between starts; what it is may not, and the manifests' digests tell
-    def lines(text: str) -> list[str]:
-        return [line for line in text.splitlines() if not line.startswith("path = ")]
+    def bound(text: str) -> list[str]:
+        return [line for line in text.splitlines() if line.partition(" = ")[0] not in FREE]
 
-    for ours, theirs in zip(lines(to_toml(recipe)), lines(path.read_text()), strict=False):
-        if ours != theirs:
+    ours, theirs = bound(to_toml(recipe)), bound(path.read_text(encoding="utf-8"))
+    for now, then in zip_longest(ours, theirs, fillvalue="(nothing)"):
+        if now != then:
             raise UserError(
-                f"this run was begun with {theirs!r}, not {ours!r}",
+                f"this run was begun with {then!r}, not {now!r}",
                 str(path.parent),
                 "give the recipe it began with, or another run directory",
             )
