@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from bert_jax.errors import UserError
-from bert_jax.train.step import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save in a dozen lines
 
@@ -33,21 +31,21 @@ class Checkpoints:
         """The newest complete step; what a killed save left behind does not count."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
+    def save(self, step: int, params: Any, optimizer: Any, meta: dict[str, Any]) -> None:
         """Begin to save; the arrays are copied before this returns, so the next step may overwrite them.
+
+        A step that is saved already is left as it is.
 
         Raises:
             UserError: this save, or the one before it, could not be written.
         """
-        step = int(state.step)
         if step in self._manager.all_steps():
             return
-        optimizer = {"opt_state": state.opt_state, "skipped": state.skipped}
         try:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.params),
+                    params=ocp.args.StandardSave(params),
                     optimizer=ocp.args.StandardSave(optimizer),
                     meta=ocp.args.JsonSave({**meta, "step": step}),
                 ),
@@ -65,46 +63,39 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
 
-    def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The state after `step` steps, placed as `abstract` says: on any number of devices.
+    def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any]:
+        """Parameters and optimizer state after `step` steps, placed on any number of devices.
 
         Args:
-            abstract: `jax.ShapeDtypeStruct`s with shardings, as `jax.eval_shape` and `train/sharding.py` make them.
+            params, optimizer: what to expect: `jax.ShapeDtypeStruct`s with shardings.
 
         Raises:
             UserError: the checkpoint holds other shapes or dtypes, or cannot be read.
         """
-        optimizer = {"opt_state": abstract.opt_state, "skipped": abstract.skipped}
-        self._check(step, "params", abstract.params)
+        where = str(self.path / str(step))
         try:
+            self._check(step, params, where)
             items = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(abstract.params),
-                    optimizer=ocp.args.StandardRestore(optimizer),
+                    params=ocp.args.StandardRestore(params), optimizer=ocp.args.StandardRestore(optimizer)
                 ),
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"this checkpoint cannot be read ({_first_line(error)})",
-                str(self.path / str(step)),
+                where,
                 "move it away to continue from the one before",
             ) from error
-        number = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
-        return TrainState(number, items.optimizer["skipped"], items.params, items.optimizer["opt_state"])
+        return items.params, items.optimizer
 
-    def _check(self, step: int, item: str, abstract: Any) -> None:
+    def _check(self, step: int, params: Any, where: str) -> None:
         # Orbax casts and cuts without a word: compare first
         found = jax.tree.map(
-            lambda m: (tuple(m.shape), np.dtype(m.dtype)), dict(self._manager.item_metadata(step)[item])
+            lambda m: (tuple(m.shape), np.dtype(m.dtype)), dict(self._manager.item_metadata(step).params)
         )
-        expected = jax.tree.map(lambda a: (tuple(a.shape), np.dtype(a.dtype)), abstract)
-        if found != expected:
-            raise UserError(
-                "this checkpoint holds another network",
-                str(self.path / str(step)),
-                "give the recipe it began with",
-            )
+        if found != jax.tree.map(lambda a: (tuple(a.shape), np.dtype(a.dtype)), params):
+            raise UserError("this checkpoint holds another network", where, "give the recipe it began with")
 
     def _failed(self, error: Exception) -> UserError:
         return UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -86,3 +86,20 @@ def make_eval_step(loss_fn: LossFn, weigh: Callable[[Batch], Totals]) -> Callabl
         return loss_fn(params, batch, None, weigh(batch))[1]
 
     return step
+
+
+def measure(
+    eval_step: Callable[[Any, Batch], Metrics], params: Any, batches: Iterable[Batch]
+) -> dict[str, float]:
+    """Exact means over all batches: sums and weights add, and division comes once.
+
+    Args:
+        eval_step: from `make_eval_step`, compiled.
+    """
+    totals: dict[str, list[float]] = {}
+    for batch in batches:
+        for name, (value, weight) in jax.device_get(eval_step(params, batch)).items():
+            total = totals.setdefault(name, [0.0, 0.0])
+            total[0] += float(value)
+            total[1] += float(weight)
+    return {name: value / max(weight, 1.0) for name, (value, weight) in totals.items()}
