@@ -19,7 +19,6 @@ from typing import Any
 
 from bert_jax.errors import UserError
 
-
 # ---------------------------------------------------------------------------------------------- the network
 
 
@@ -44,9 +43,7 @@ class BertConfig:
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
-        _positive(
-            self, "model", "vocab_size", "width", "layers", "heads", "feed_forward", "positions", "segments"
-        )
+        _positive(self, "model", "vocab_size", "width", "layers", "heads", "feed_forward", "positions", "segments")
         if self.width % self.heads:
             raise UserError(
                 f"a width of {self.width} does not divide into {self.heads} heads",
@@ -332,9 +329,7 @@ def _assign(tree: dict[str, Any], text: str) -> None:
 
 def _place(items: list[Any], text: str, key: str) -> int:
     if not text.isdigit() or int(text) >= len(items):
-        raise UserError(
-            f"{text!r} is none of the places 0 to {len(items) - 1}", f"--set {key}", "count stages from 0"
-        )
+        raise UserError(f"{text!r} is none of the places 0 to {len(items) - 1}", f"--set {key}", "count stages from 0")
     return int(text)
 
 
@@ -380,9 +375,7 @@ def _typed(hint: type | types.UnionType, value: Any, place: str) -> Any:
 def _positive(settings: Any, where: str, *names: str) -> None:
     for name in names:
         if getattr(settings, name) <= 0:
-            raise UserError(
-                f"{name} = {getattr(settings, name)} is too small", where, "give a number above 0"
-            )
+            raise UserError(f"{name} = {getattr(settings, name)} is too small", where, "give a number above 0")
 
 
 def _one_of(settings: Any, where: str, name: str, choices: tuple[str, ...]) -> None:

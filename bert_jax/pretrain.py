@@ -13,14 +13,14 @@ import signal
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bert_jax.config import BertConfig, Recipe, Stage, digest, load_recipe, with_data
 from bert_jax.data.feed import ahead, to_devices
-from bert_jax.data.loader import Dataset, heldout_batches, open_dataset, train_batch
+from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches, open_dataset, train_batch
 from bert_jax.data.order import Order
 from bert_jax.errors import UserError
 from bert_jax.model import bert
@@ -29,7 +29,7 @@ from bert_jax.store.checkpoint import Checkpoints
 from bert_jax.store.interrupt import STOPPED, Notice
 from bert_jax.store.report import Clock, Reporter, close_session, draw_curves
 from bert_jax.train import sharding
-from bert_jax.train.loss import make_pretraining_loss, weigh
+from bert_jax.train.loss import Metrics, make_pretraining_loss, weigh
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.step import TrainState, init_state, make_eval_step, make_train_step, measure
 
@@ -119,30 +119,39 @@ def pretrain(recipe: Recipe, run_dir: Path, kill_at: int | None = None) -> int:
     )
 
     def save(state: TrainState) -> None:
-        report.flush()
+        report.flush()  # a checkpoint must not know of a step whose line is lost
         optimizer = {"opt_state": state.opt_state, "skipped": state.skipped}
         with clock.timed("saving"):
             checkpoints.save(int(state.step), state.params, optimizer, {"recipe": digest(recipe)})
 
-    def evaluate(step: int, stage: OpenStage) -> dict[str, float]:
+    def evaluate(state: TrainState, stage: OpenStage) -> None:
         batch = recipe.train.evaluate_batch or stage.settings.batch
         parts = heldout_batches(stage.heldout, batch, sharding.process_rows(mesh, batch))
         with clock.timed("evaluating"):
             figures = measure(eval_step, state.params, (to_devices(part, sharding.rows(mesh)) for part in parts))
-        report.heldout({"step": step, "stage": stage.number, **figures})
+        report.heldout({"step": int(state.step), "stage": stage.number, **figures})
         report.pause()
-        return figures
+
+    def settle(pending: Pending | None) -> None:
+        """Bring a step's metrics to the host; this waits for that step."""
+        if pending is not None:
+            row = report_row(pending, stage.number)
+            report.step(row, pending.batch.tokens)
+            if row["skipped"] >= recipe.train.skip_limit:
+                raise UserError(
+                    f"{recipe.train.skip_limit} steps in a row had a loss or gradient that is not finite",
+                    f"step {row['step']}",
+                    "lower the learning rate or lengthen the warm-up; the newest checkpoint is from before",
+                )
 
     # -------------------------------------------------------------------------------------------------- the loop
-    figures: dict[str, float] = {}
-    with Notice() as notice, sharding.on(mesh):
+    with Notice() as notice, sharding.on(mesh), report:
         for stage in stages:
             begin, end = stage.first_step, stage.first_step + stage.settings.steps
             if done >= end:
                 continue
             if done <= begin and stage.settings.restart:
-                fresh = jax.jit(tx.init, out_shardings=places.opt_state)(state.params)
-                state = state._replace(opt_state=fresh)
+                state = state._replace(opt_state=jax.jit(tx.init, out_shardings=places.opt_state)(state.params))
             train_step = jax.jit(
                 make_train_step(loss, weigh, tx, schedule, recipe.train.seed, stage.settings.accumulate),
                 out_shardings=(places, sharding.replicated(mesh)),
@@ -151,48 +160,41 @@ def pretrain(recipe: Recipe, run_dir: Path, kill_at: int | None = None) -> int:
             order = Order(stage.train.records, stage.settings.batch, recipe.train.seed, stage.number)
             mine = sharding.process_rows(mesh, stage.settings.batch)
             load = partial(train_batch, stage.train, order, rows=mine, masking=recipe.data.masking)
-            pending: tuple[int, Any, Any] | None = None
-            batches = ahead(load, max(done, begin) - begin, stage.settings.steps)
-            for step in range(max(done, begin) + 1, end + 1):
-                with clock.timed("waiting for data"):
-                    batch = next(batches)
-                    rows = to_devices(batch.rows, sharding.rows(mesh))
-                kind = "compiling" if pending is None else "training"
-                with clock.timed(kind):
+            batches = ahead(load, max(done - begin, 0), stage.settings.steps)
+            pending: Pending | None = None
+            for step, batch in enumerate(clock.each("waiting for data", batches), max(done, begin) + 1):
+                rows = to_devices(batch.rows, sharding.rows(mesh))
+                with clock.timed("compiling" if step == max(done, begin) + 1 else "training"):
                     state, metrics = train_step(state, rows)
-                    # read what the step before measured: this one is still running
-                    if pending is not None:
-                        _take(report, recipe, stage, *pending)
-                    pending = (step, metrics, batch)
-                due = step % recipe.checkpoint.every == 0 or step == recipe.steps
-                measured = step % recipe.train.evaluate_every == 0 or step == end
-                if due or measured or notice.given or step == kill_at:
+                    settle(pending)  # the step before: the one just begun runs on meanwhile
+                    pending = Pending(step, metrics, batch)
+                saves = step % recipe.checkpoint.every == 0 or step == recipe.steps or notice.given
+                measures = step % recipe.train.evaluate_every == 0 or step == end
+                if saves or measures or step == kill_at:
                     with clock.timed("training"):
-                        _take(report, recipe, stage, *pending)
-                    pending = None if step == end else pending
-                if measured:
-                    figures = evaluate(step, stage)
-                if due or notice.given:
+                        settle(pending)
+                        pending = None
+                if measures:
+                    evaluate(state, stage)  # before the save: what was due is never owed by a restart
+                if saves:
                     save(state)
                 if step == kill_at:
                     report.flush()
                     os.kill(os.getpid(), signal.SIGKILL)
                 if notice.given:
                     break
-            batches.close()
             if notice.given:
                 break
+        with clock.timed("saving"):
+            checkpoints.wait()
+        step = int(state.step)
+        finished = step == recipe.steps
+        report.say("done" if finished else f"stopped after step {step:,}, saved; the same command continues")
 
     # --------------------------------------------------------------------------------------------------- the end
-    with clock.timed("saving"):
-        checkpoints.wait()
-        checkpoints.close()
-    step = int(state.step)
-    finished = step == recipe.steps
-    report.say("done" if finished else f"stopped after step {step:,}, saved; the same command continues")
-    report.close()
+    checkpoints.close()
     if first:
-        close_session(run_dir, clock, {"step": step, "steps": recipe.steps, "heldout": figures})
+        close_session(run_dir, clock, step, recipe.steps)
         draw_curves(run_dir)
     return 0 if finished else STOPPED
 
@@ -262,10 +264,10 @@ def _fresh_state(config: BertConfig, seed: int, tx: Any) -> TrainState:
 def _state_shardings(mesh: jax.sharding.Mesh, config: BertConfig, shapes: TrainState) -> TrainState:
     """Moments lie where their parameters lie, all else on every device."""
     params = sharding.shard_tree(mesh, bert.axes(config), shapes.params)
-    return optax_like_params(shapes, params, sharding.replicated(mesh))
+    return like_params(shapes, params, sharding.replicated(mesh))
 
 
-def optax_like_params(shapes: TrainState, params: Any, other: Any) -> TrainState:
+def like_params(shapes: TrainState, params: Any, other: Any) -> TrainState:
     """A tree of shardings for the state: subtrees shaped as the parameters get theirs, other leaves get `other`."""
     structure = jax.tree.structure(shapes.params)
 
@@ -275,9 +277,21 @@ def optax_like_params(shapes: TrainState, params: Any, other: Any) -> TrainState
     return jax.tree.map(lambda node: params if is_params(node) else other, shapes, is_leaf=is_params)
 
 
-def _take(report: Reporter, recipe: Recipe, stage: OpenStage, step: int, metrics: Any, batch: Any) -> None:
-    """Bring one step's metrics to the host and report them."""
-    raise NotImplementedError
+class Pending(NamedTuple):
+    """A step that was begun: its metrics, perhaps still being computed, and its batch."""
+
+    step: int
+    metrics: Metrics
+    batch: TrainBatch
+
+
+def report_row(pending: Pending, stage: int) -> dict[str, Any]:
+    """One line of `metrics.jsonl`: every number a function of recipe and data alone, so that runs can be compared."""
+    figures = {
+        name: float(total) / max(float(weight), 1.0)
+        for name, (total, weight) in jax.device_get(pending.metrics).items()
+    }
+    return {"step": pending.step, "stage": stage, **figures, "batch": pending.batch.digest}
 
 
 def _fault(text: str | None) -> int | None:

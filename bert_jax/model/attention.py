@@ -33,9 +33,7 @@ def attention_bias(sequence_ids: Array) -> Array:
     return jnp.where(same, 0.0, jnp.finfo(jnp.float32).min / 2)[:, None]
 
 
-def attend_xla(
-    query: Array, key: Array, value: Array, bias: Array, rate: float, dropout_key: Array | None
-) -> Array:
+def attend_xla(query: Array, key: Array, value: Array, bias: Array, rate: float, dropout_key: Array | None) -> Array:
     """softmax(QKᵀ / √H + bias) V, with dropout on the probabilities (Devlin et al. 2018, appendix A.2).
 
     Scores and softmax are float32 whatever the operands are.

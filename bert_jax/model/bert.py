@@ -156,21 +156,15 @@ def apply(
     return Outputs(hidden, pooled, logits, next_sentence)
 
 
-def pool(
-    config: BertConfig, params: Params, hidden: Array, positions: Array, dtype: Any = jnp.float32
-) -> Array:
+def pool(config: BertConfig, params: Params, hidden: Array, positions: Array, dtype: Any = jnp.float32) -> Array:
     """The pooler's output [B, S, D] for the states at int32[B, S]."""
     return Pooler(config, dtype).apply({"params": params["pooler"]}, _at(hidden, positions))
 
 
-def predict(
-    config: BertConfig, params: Params, hidden: Array, positions: Array, dtype: Any = jnp.float32
-) -> Array:
+def predict(config: BertConfig, params: Params, hidden: Array, positions: Array, dtype: Any = jnp.float32) -> Array:
     """Masked-LM logits float32[B, P, V] for the states at int32[B, P]."""
     chosen = _at(hidden, positions)
-    return MaskedLM(config, dtype).apply(
-        {"params": params["masked_lm"]}, chosen, params["embeddings"]["word"]
-    )
+    return MaskedLM(config, dtype).apply({"params": params["masked_lm"]}, chosen, params["embeddings"]["word"])
 
 
 def _at(hidden: Array, positions: Array) -> Array:

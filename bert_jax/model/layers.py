@@ -93,9 +93,7 @@ class Attention(nn.Module):
             )(x)
 
         score_key, output_key = (None, None) if key is None else jax.random.split(key)
-        context = self.attend(
-            project("query"), project("key"), project("value"), bias, c.attention_dropout, score_key
-        )
+        context = self.attend(project("query"), project("key"), project("value"), bias, c.attention_dropout, score_key)
         y = nn.DenseGeneral(
             c.width,
             axis=(-2, -1),

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO, TypeVar
 
 import numpy as np
 
 from bert_jax.errors import UserError
 from bert_jax.store.rundir import read_json, read_metrics, write_json
+
+T = TypeVar("T")
 
 # The held-out levels of the manifest, as curves and tables name them.
 LEVELS = {
@@ -36,6 +38,16 @@ class Clock:
             yield
         finally:
             self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start
+
+    def each(self, kind: str, items: Iterable[T]) -> Iterator[T]:
+        """The items, the time until each one comes counted as `kind`."""
+        iterator = iter(items)
+        while True:
+            with self.timed(kind):
+                item = next(iterator, None)
+            if item is None:
+                return
+            yield item
 
 
 class Reporter:
@@ -102,7 +114,10 @@ class Reporter:
                 ) from None
         self._lines.clear()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self.flush()
         if self._events:
             self._events.close()
@@ -140,12 +155,13 @@ def _duration(seconds: float) -> str:
 # ------------------------------------------------------------------------------------------ after the training
 
 
-def close_session(run: Path, clock: Clock, final: dict[str, Any]) -> None:
-    """Write `report.json`: the latest figures, and the seconds of all sessions by kind."""
+def close_session(run: Path, clock: Clock, step: int, steps: int) -> None:
+    """Write `report.json`: the latest held-out figures, and the seconds of all sessions by kind."""
     path = run / "report.json"
     before = read_json(path)["seconds"] if path.exists() else {}
-    seconds = {kind: before.get(kind, 0.0) + clock.seconds.get(kind, 0.0) for kind in {*before, *clock.seconds}}
-    write_json(path, {**final, "seconds": {kind: round(s, 1) for kind, s in seconds.items()}})
+    seconds = {kind: round(before.get(kind, 0.0) + s, 1) for kind, s in clock.seconds.items()}
+    heldout = list(read_metrics(run, "heldout"))[-1:]
+    write_json(path, {"step": step, "steps": steps, "heldout": heldout, "seconds": {**before, **seconds}})
 
 
 def draw_curves(run: str | Path) -> Path:
@@ -168,7 +184,9 @@ def draw_curves(run: str | Path) -> Path:
         width = max(1, len(values) // 150)
         if len(values) >= width:
             smooth = np.convolve(values, np.ones(width) / width, "valid")
-            panel.plot(steps[width - 1 :], smooth, color="tab:blue", alpha=0.5, label=f"training, mean of {width} steps")
+            panel.plot(
+                steps[width - 1 :], smooth, color="tab:blue", alpha=0.5, label=f"training, mean of {width} steps"
+            )
         if heldout:
             panel.plot(
                 [row["step"] for row in heldout],

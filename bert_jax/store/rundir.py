@@ -68,9 +68,7 @@ def read_json(path: Path) -> Any:
 # ------------------------------------------------------------------------------------- opening and continuing
 
 
-def open_run(
-    run: Path, recipe: Recipe, config: BertConfig, sources: list[Path], provenance: dict[str, Any]
-) -> bool:
+def open_run(run: Path, recipe: Recipe, config: BertConfig, sources: list[Path], provenance: dict[str, Any]) -> bool:
     """Make a run directory, or check that the one there is this run's.
 
     `sources` are the data directories; the first one's tokenizer and manifest are copied.
@@ -85,9 +83,7 @@ def open_run(
     if recipe_path.exists():
         _same_recipe(recipe_path, recipe)
         if read_json(run / "provenance.json")["manifests"] != provenance["manifests"]:
-            raise UserError(
-                "this run began on other shards", str(run), "give those, or another run directory"
-            )
+            raise UserError("this run began on other shards", str(run), "give those, or another run directory")
         return True
     if run.exists() and any(run.iterdir()):
         raise UserError("this directory is not empty and holds no run", str(run), "choose another")

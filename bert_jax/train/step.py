@@ -88,9 +88,7 @@ def make_eval_step(loss_fn: LossFn, weigh: Callable[[Batch], Totals]) -> Callabl
     return step
 
 
-def measure(
-    eval_step: Callable[[Any, Batch], Metrics], params: Any, batches: Iterable[Batch]
-) -> dict[str, float]:
+def measure(eval_step: Callable[[Any, Batch], Metrics], params: Any, batches: Iterable[Batch]) -> dict[str, float]:
     """Exact means over all batches: sums and weights add, and division comes once.
 
     Args:
