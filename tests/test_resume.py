@@ -55,6 +55,7 @@ def test_resume_is_bitwise(world: tuple[Path, Path], tmp_path: Path) -> None:
     kill(*world, tmp_path / "killed", 33)
     finish(*world, tmp_path / "killed")
 
+    assert (tmp_path / "killed" / "log.txt").read_text().count("continuing after step") == 2
     one, other = saved(tmp_path / "straight", 40), saved(tmp_path / "killed", 40)
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
@@ -69,6 +70,7 @@ def test_resume_on_half_the_devices(world: tuple[Path, Path], tmp_path: Path) ->
     finish(*world, tmp_path / "four", 4, "--set", "train.mesh_fsdp=2")
     kill(*world, tmp_path / "moved", 17, devices=4)
     finish(*world, tmp_path / "moved", 2)
+    assert "continuing after step" in (tmp_path / "moved" / "log.txt").read_text()
     one, other = saved(tmp_path / "four", 40)["params"], saved(tmp_path / "moved", 40)["params"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), one, other)
     four, moved = (list(read_metrics(tmp_path / name)) for name in ("four", "moved"))
