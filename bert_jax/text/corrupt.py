@@ -1,7 +1,7 @@
 """The one place where a token is chosen or replaced.
 
-Preparation, dynamic masking and evaluation all call `corrupt`. The caller gives the random generator, keyed by
-what the rows are (seed, shard, block, epoch) and never by when they were reached.
+Preparation, dynamic masking and evaluation all call `corrupt`. The caller gives the random generator, keyed
+by what the rows are (seed, shard, block, epoch) and never by when they were reached.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Corrupted:
-    """ids int32[n,T]; positions, labels int32[n,P] (ascending, 0 where unused); weights float32[n,P] (1 or 0).
+    """ids int32[n,T]; positions, labels int32[n,P] (ascending, 0 if unused); weights float32[n,P] (1 or 0).
 
-    `wanted` int32[n] is what the rate asked for before the cap; `fitted` int32[n] what the cap left of it. A row
-    holds fewer than `fitted` choices only where no remaining word was short enough.
+    `wanted` int32[n] is what the rate asked for before the cap; `fitted` int32[n] what the cap left of it. A
+    row holds fewer than `fitted` choices only where no remaining word was short enough.
     """
 
     ids: np.ndarray
@@ -58,10 +58,10 @@ class Corrupted:
 
 
 def predictions_for(length: int, rate: float = 0.15) -> int:
-    """Predictions a row: the least even number that holds 99 % of what full rows ask for (20 at 128, 76 at 512).
+    """Predictions a row: least even number to hold 99 % of what full rows ask for (20 at 128, 76 at 512).
 
-    Three tokens of a full row are special, so `rate * (length - 3)` are asked for on average. Word-wise choice
-    asks for the same number. What does not fit is counted, see `Corrupted.wanted`.
+    Three tokens of a full row are special, so `rate * (length - 3)` are asked for on average. Word-wise
+    choice asks for the same number. What does not fit is counted, see `Corrupted.wanted`.
     """
     return 2 * max(1, ceil(0.99 * rate * (length - 3) / 2))
 
@@ -87,7 +87,7 @@ def units_of(ids: np.ndarray, word_start: np.ndarray | None, special: Special, u
     else:
         if word_start is None:
             raise ValueError("whole words need word starts")
-        # A segment may begin in the middle of a word: what follows a special token is always a unit of its own.
+        # A segment may begin in the middle of a word: what follows a special token begins a unit.
         begins = word_start | barred
         begins[:, 1:] |= barred[:, :-1]
         begins[:, 0] = True
