@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bert_jax.errors import UserError
-from bert_jax.text.corrupt import Rule, corrupt, units_of
+from bert_jax.text.corrupt import Rule, corrupt, row_keys, units_of
 from bert_jax.text.features import Records, RecordSpec
 from bert_jax.text.manifest import ShardInfo
 from bert_jax.text.records import write_shard
@@ -77,10 +77,9 @@ def document_hash(text: str, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=b"%d" % seed).digest(), "big")
 
 
-def generator(settings: Settings, task: Task, purpose: int, block: int = 0) -> np.random.Generator:
-    """The generator of one purpose (0 layout, 1 corruption) of one shard, and of one block of its rows."""
-    key = (settings.seed, _SPLITS.index(task.split), task.number, purpose, block)
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+def _shard_key(settings: Settings, task: Task) -> tuple[int, int, int]:
+    """What all randomness of a shard begins with."""
+    return settings.seed, _SPLITS.index(task.split), task.number
 
 
 def make(
@@ -100,7 +99,7 @@ def make(
             task.name,
             "give more documents, or fewer shards with --shards",
         )
-    rng = generator(settings, task, 0)
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(_shard_key(settings, task))))
     instances = layouts.pair(corpus, settings.length, settings.short, settings.duplicates, rng)
     instances, truncated = layouts.truncate(instances, settings.length, rng)
     instances = instances.take(rng.permutation(len(instances)))
@@ -163,11 +162,12 @@ def _blocks(
         "random_next",
     )
     counts |= dict.fromkeys(names, 0)
-    for block, first in enumerate(range(0, len(instances), _ROWS)):
+    for first in range(0, len(instances), _ROWS):
         records = layouts.rows(corpus, instances.take(slice(first, first + _ROWS)), settings.length, special)
         ids = records["input_ids"]
         units = units_of(ids, records["word_starts"], special, settings.unit)
-        done = corrupt(ids, units, special, tokenizer.vocab_size, rule, generator(settings, task, 1, block))
+        keys = row_keys(_shard_key(settings, task), np.arange(first, first + len(ids)))
+        done = corrupt(ids, units, special, tokenizer.vocab_size, rule, keys)
         at = np.nonzero(done.weights)
         now = np.take_along_axis(done.ids, done.positions, 1)[at]
         masked, kept = int((now == special.mask).sum()), int((now == done.labels[at]).sum())

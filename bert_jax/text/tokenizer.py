@@ -93,7 +93,7 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"Tokenizer({self.kind}, {self.vocab_size} pieces, {self.fingerprint[:12]})"
 
-    # ----------------------------------------------------------------------------------------------------------
+    # -------------------------------------------------------------------------------------------------------
     # Text to ids and back
 
     def encode_batch(self, texts: Sequence[str], offsets: bool = False) -> Encoded:
@@ -146,14 +146,16 @@ class Tokenizer:
             # BERT's pre-tokenizer has set punctuation and Chinese characters apart already.
             begins = np.array([not piece.startswith("##") for piece in self.pieces])
             return begins, np.zeros(self.vocab_size, bool)
-        bare = [piece.lstrip(_SPACE) for piece in self.pieces]
+        # [UNK] stands for characters of a word; only its name begins with a bracket.
+        named = {getattr(self.special, role) for role in _ROLES}
+        bare = ["x" if n in named else piece.lstrip(_SPACE) for n, piece in enumerate(self.pieces)]
         begins = [
-            p.startswith(_SPACE) or bool(b) and _stands_alone(b[0])
-            for p, b in zip(self.pieces, bare, strict=True)
+            piece.startswith(_SPACE) or bool(rest) and _stands_alone(rest[0])
+            for piece, rest in zip(self.pieces, bare, strict=True)
         ]
         return np.array(begins), np.array([bool(piece) and _stands_alone(piece[-1]) for piece in bare])
 
-    # ----------------------------------------------------------------------------------------------------------
+    # -------------------------------------------------------------------------------------------------------
     # Files
 
     @classmethod

@@ -7,7 +7,7 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from bert_jax.text.corrupt import Rule, corrupt, predictions_for, special_ids, units_of
+from bert_jax.text.corrupt import Rule, corrupt, predictions_for, row_keys, special_ids, units_of
 from bert_jax.text.tokenizer import Special
 
 SPECIAL = Special(0, 100, 101, 102, 103)
@@ -15,7 +15,7 @@ V = 1000
 
 
 def _rows(n=9_000, length=128, seed=0):
-    """Rows as preparation makes them: [CLS] A [SEP] B [SEP], some short, some [UNK] within, and word starts."""
+    """Rows as preparation makes them: [CLS] A [SEP] B [SEP], some short, some [UNK] within; word starts."""
     rng = np.random.default_rng(seed)
     ids = rng.choice(np.setdiff1d(np.arange(V), special_ids(SPECIAL)), (n, length)).astype(np.int32)
     ids[rng.random((n, length)) < 0.01] = SPECIAL.unk
@@ -30,7 +30,7 @@ def _rows(n=9_000, length=128, seed=0):
 
 def _corrupt(ids, starts, rule, seed=1):
     units = units_of(ids, starts, SPECIAL, rule.unit)
-    return units, corrupt(ids, units, SPECIAL, V, rule, np.random.default_rng(seed))
+    return units, corrupt(ids, units, SPECIAL, V, rule, row_keys((seed,), np.arange(len(ids))))
 
 
 def test_shares_over_a_million_tokens_are_within_three_sigma():
@@ -75,7 +75,11 @@ def test_positions_ascend_and_labels_restore_the_row(unit):
     for row in range(300):
         used = done.weights[row] == 1
         count = int(used.sum())
-        assert used[:count].all() and not done.positions[row, count:].any() and not done.labels[row, count:].any()
+        assert (
+            used[:count].all()
+            and not done.positions[row, count:].any()
+            and not done.labels[row, count:].any()
+        )
         assert (np.diff(done.positions[row, :count]) > 0).all()
         restored = done.ids[row].copy()
         restored[done.positions[row, :count]] = done.labels[row, :count]
@@ -114,7 +118,7 @@ def test_the_cap_holds_and_what_it_costs_is_told():
 def test_every_position_and_every_unit_is_as_likely_as_another():
     ids = np.tile(np.arange(200, 240, dtype=np.int32), (20_000, 1))
     done = corrupt(
-        ids, units_of(ids, None, SPECIAL, "token"), SPECIAL, V, Rule(cap=8), np.random.default_rng(3)
+        ids, units_of(ids, None, SPECIAL, "token"), SPECIAL, V, Rule(cap=8), row_keys((3,), np.arange(20_000))
     )
     counts = np.bincount(done.positions[done.weights == 1], minlength=40)
     assert abs(counts / 20_000 - 0.15).max() < 4.5 * sqrt(0.15 * 0.85 / 20_000)
@@ -130,12 +134,26 @@ def test_same_generator_same_rows_and_arguments_stay():
     np.testing.assert_array_equal(ids, copy)
 
 
+def test_a_row_is_corrupted_alike_alone_and_in_any_block():
+    ids, starts = _rows(40)
+    units, keys = units_of(ids, starts, SPECIAL, "word"), row_keys((9, 9), np.arange(40))
+    rule = Rule(cap=20, unit="word")
+    whole = corrupt(ids, units, SPECIAL, V, rule, keys)
+    some = np.array([30, 2, 17])
+    part = corrupt(ids[some], units[some], SPECIAL, V, rule, keys[some])
+    np.testing.assert_array_equal(part.ids, whole.ids[some])
+    np.testing.assert_array_equal(part.positions, whole.positions[some])
+    assert len(set(row_keys((9, 9), np.arange(40), np.arange(40) % 3).tolist()) | set(keys.tolist())) == 80
+
+
 def test_predictions_follow_the_length():
     assert [predictions_for(length) for length in (32, 64, 128, 512)] == [6, 10, 20, 76]
 
 
 def test_rows_without_anything_to_choose_stay():
     ids = np.array([[101, 102, 102, 0]], np.int32)
-    done = corrupt(ids, units_of(ids, None, SPECIAL, "token"), SPECIAL, V, Rule(cap=2), np.random.default_rng(0))
+    done = corrupt(
+        ids, units_of(ids, None, SPECIAL, "token"), SPECIAL, V, Rule(cap=2), row_keys((0,), np.arange(1))
+    )
     np.testing.assert_array_equal(done.ids, ids)
     assert not done.weights.any()

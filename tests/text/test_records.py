@@ -174,7 +174,7 @@ def _frame(body: bytes) -> bytes:
 
 
 def _unusual(records: dict, row: int, rng: np.random.Generator) -> bytes:
-    """An Example with shuffled entries, unpacked lists, lists in two parts, values before keys, unknown features."""
+    """An Example with shuffled entries, unpacked or split lists, values before keys, unknown features."""
     entries = []
     for name, values in records.items():
         values = np.atleast_1d(values[row])
@@ -186,7 +186,9 @@ def _unusual(records: dict, row: int, rng: np.random.Generator) -> bytes:
             listed = _field(3, b"".join(b"\x08" + _varint(int(value)) for value in values))
         else:
             halves = (values[: len(values) // 2], values[len(values) // 2 :])
-            listed = _field(3, b"".join(_field(1, b"".join(_varint(int(v)) for v in half)) for half in halves))
+            listed = _field(
+                3, b"".join(_field(1, b"".join(_varint(int(v)) for v in half)) for half in halves)
+            )
         parts = [_field(1, name.encode()), _field(2, listed)]
         entries.append(_field(1, b"".join(parts[::-1] if rng.random() < 0.5 else parts)))
     entries.append(_field(1, _field(1, b"unknown_thing") + _field(2, _field(1, _field(1, b"x" * 300)))))

@@ -1,4 +1,4 @@
-"""One artefact: ids, word starts, offsets; special tokens never come from text; files that say what they are."""
+"""One artefact: ids, word starts, offsets; special tokens never come from text; files that agree."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def trained(tmp_path_factory) -> dict[str, Tokenizer]:
     (folder / "text.txt").write_text(text, encoding="utf-8")
     sizes = {"unigram": 90, "bpe": 120, "wordpiece": 120}
     return {
-        kind: train([str(folder / "text.txt")], str(folder / kind), TokenizerSettings(kind, size, kind == "wordpiece"))
+        kind: train(
+            [str(folder / "text.txt")], str(folder / kind), TokenizerSettings(kind, size, kind == "wordpiece")
+        )
         for kind, size in sizes.items()
     }
 
@@ -41,8 +43,30 @@ def test_wordpiece_cuts_greedily_and_marks_words():
     assert _pieces(tokenizer, text) == ["the", "cat", "##s", "walk", "##ed", ",", "un", "##able", "!"]
     encoded = tokenizer.encode_batch([text, "", "Dogs"], offsets=True)
     assert encoded.rows.tolist() == [0, 9, 9, 11]
-    assert encoded.word_start.tolist() == [True, True, False, True, False, True, True, False, True, True, False]
-    assert [text[a:b] for a, b in encoded.offsets[:9]] == ["The", "cat", "s", "walk", "ed", ",", "un", "able", "!"]
+    assert encoded.word_start.tolist() == [
+        True,
+        True,
+        False,
+        True,
+        False,
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert [text[a:b] for a, b in encoded.offsets[:9]] == [
+        "The",
+        "cat",
+        "s",
+        "walk",
+        "ed",
+        ",",
+        "un",
+        "able",
+        "!",
+    ]
     assert encoded.ids.dtype == np.int32 and encoded.rows.dtype == np.int64
     assert tokenizer.decode(encoded.ids[:5]) == "the cats walked"
 
@@ -59,8 +83,9 @@ def test_sentencepiece_offsets_leave_blanks_out_and_count_original_characters(tr
     encoded = trained[kind].encode_batch([text], offsets=True)
     shown = "".join(text[a:b] for a, b in encoded.offsets)
     assert not any(character.isspace() for character in shown)
-    words = [text[a:b][0] for (a, b), start in zip(encoded.offsets, encoded.word_start, strict=True) if start]
-    assert words == ["t", "c", ",", "\ud55c", "r", "o"]
+    # The mark of a blank may be a token of its own, of no extent in the text.
+    words = [a for (a, _), start in zip(encoded.offsets, encoded.word_start, strict=True) if start]
+    assert words == [text.index(word) for word in ("the", "cat", ",", "\ud55c", "ran", "over")]
 
 
 def test_punctuation_and_ideographs_are_words_of_their_own_in_sentencepiece(trained):
@@ -177,7 +202,9 @@ def test_lower_casing_is_guessed_from_the_vocabulary_or_told(tmp_path):
 
 def test_a_hugging_face_directory_is_read_with_its_own_casing(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(tiny.PIECES))
-    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "tokenizer_class": "BertTokenizer"}')
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"do_lower_case": false, "tokenizer_class": "BertTokenizer"}'
+    )
     assert _pieces(Tokenizer.load(tmp_path), "THE the") == ["[UNK]", "the"]
 
 

@@ -1,4 +1,4 @@
-"""Who imports what: `text` and `data_prep` never import JAX, TensorFlow or protobuf, and light things stay light."""
+"""Who imports what: preparation never imports JAX, TensorFlow or protobuf, and light things stay light."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def test_encoding_needs_no_sentencepiece_and_no_protobuf(kind, tmp_path):
 
     (tmp_path / "text.txt").write_text(tiny.text(30))
     train([str(tmp_path / "text.txt")], str(tmp_path / "tok"), TokenizerSettings(kind, 80))
+    path = str(tmp_path / "tok")
     loaded = _loaded(
-        f"from bert_jax.text.tokenizer import Tokenizer\nTokenizer.load({str(tmp_path / 'tok')!r}).encode_batch(['a cat'])"
+        f"from bert_jax.text.tokenizer import Tokenizer\nTokenizer.load({path!r}).encode_batch(['a cat'])"
     )
     assert "tokenizers" in loaded and not {"sentencepiece", "google.protobuf", "jax"} & loaded

@@ -8,8 +8,9 @@ from bert_jax.text.features import Records
 from bert_jax.text.tokenizer import SPECIAL_NAMES, Tokenizer, from_vocab
 
 WORDS = (
-    "the a cat dog bird fish sat ran flew swam on in over under mat house tree river big small red blue and then "
-    "it was is not very old new man woman child saw heard liked . , ! ? un ##able ##s ##ing ##ed walk talk play"
+    "the a cat dog bird fish sat ran flew swam on in over under mat house tree river big small red blue and "
+    "then it was is not very old new man woman child saw heard liked . , ! ? un ##able ##s ##ing ##ed walk "
+    "talk play"
 ).split()
 PIECES = (*SPECIAL_NAMES, *WORDS)
 
@@ -48,7 +49,9 @@ def text(documents: int, seed: int = 0, sentences: tuple[int, int] = (3, 12)) ->
     return "\n\n".join(document(rng, int(rng.integers(*sentences))) for _ in range(documents)) + "\n"
 
 
-def records(n: int, length: int = 32, predictions: int = 4, vocab_size: int = 30_000, seed: int = 0) -> Records:
+def records(
+    n: int, length: int = 32, predictions: int = 4, vocab_size: int = 30_000, seed: int = 0
+) -> Records:
     """Random records with all features, of all lengths."""
     rng = np.random.default_rng(seed)
     inside = np.arange(length) < rng.integers(5, length + 1, n)[:, None]

@@ -1,0 +1,42 @@
+"""What stands on the encoder: pooler, masked LM, next sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from bert_jax.config import BertConfig
+from bert_jax.model.layers import Product, activation, layer_norm, zeros
+
+
+def pooler(config: BertConfig, dtype: Any) -> Product:
+    """The dense layer over the [CLS] states, whose tanh is the pooled output: [B, S, D] → [B, S, D]."""
+    kernel = (("embed", config.width), (None, config.width))
+    return Product(config, dtype, "bsd,de->bse", kernel, ("norm",))
+
+
+def next_sentence(config: BertConfig) -> Product:
+    """Two logits over the pooled [CLS], 0 the true next segment, 1 a random one: [B, S, D] → float32[B, S, 2]."""
+    return Product(config, jnp.float32, "bsd,de->bse", (("embed", config.width), (None, 2)), (None,))
+
+
+class MaskedLM(nn.Module):
+    """Dense, GELU, norm, then the word table transposed and a bias per piece (google-research/bert,
+    `get_masked_lm_output`). Runs on the chosen positions only: the vocabulary is the widest product of all."""
+
+    config: BertConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, chosen: Array, word: Array) -> Array:
+        """Hidden states [B, P, D] and the table float32[V, D] → logits float32[B, P, V]."""
+        c = self.config
+        kernel = (("embed", c.width), (None, c.width))
+        x = Product(c, self.dtype, "bpd,de->bpe", kernel, ("norm",), name="transform")(chosen)
+        x = layer_norm(c, self.dtype)(activation(c, x))
+        bias = self.param("bias", zeros("vocab"), (c.vocab_size,), jnp.float32)
+        logits = jnp.einsum("bpd,vd->bpv", x, word.astype(self.dtype), preferred_element_type=jnp.float32)
+        return logits + bias[None, None]
