@@ -8,6 +8,7 @@ installed packages: read from source files by `ast`, nothing is imported or run.
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 import sysconfig
@@ -58,7 +59,8 @@ def write(path: str, max_megabytes: float = 12.0) -> tuple[int, int]:
     except OSError as error:
         raise UserError(f"the corpus cannot be written ({error.strerror})", path) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return count, size
 
 
