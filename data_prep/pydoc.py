@@ -1,15 +1,18 @@
 """The demo corpus: text that is on every machine with Python.
 
 The language reference in `pydoc_data.topics`, then the docstrings of the standard library, then those of the
-installed packages: read from source files by `ast`, nothing is imported or run. One document a topic or object.
+installed packages: read from source files by `ast`, nothing is imported or run. One document a topic or
+    object.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,7 +60,8 @@ def write(path: str, max_megabytes: float = 12.0) -> tuple[int, int]:
     except OSError as error:
         raise UserError(f"the corpus cannot be written ({error.strerror})", path) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return count, size
 
 
@@ -68,7 +72,9 @@ def documents() -> Iterator[str]:
     for name in sorted(topics):
         if len(text := tidy(topics[name])) >= _SHORTEST:
             yield text
-    for root in dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")):
+    for root in dict.fromkeys(
+        sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    ):
         for path in _sources(Path(root)):
             for docstring in _docstrings(path):
                 if len(text := tidy(docstring)) >= _SHORTEST:
@@ -88,16 +94,22 @@ def tidy(text: str) -> str:
         joined = joined.replace("``", "").replace("`", "")
         joined = re.sub(r"(?<!\w)\*{1,2}(\S(?:[^*]*\S)?)\*{1,2}(?!\w)", r"\1", joined)
         joined = re.sub(r"\s+", " ", joined).strip()
-        if joined.isprintable() and sum(c.isalpha() or c == " " for c in joined) > 0.7 * len(joined):
+        if joined.isprintable() and _letters(joined) > 0.7 * len(joined):
             paragraphs.append(joined)
     return "\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def _letters(text: str) -> int:
+    return sum(map(str.isalpha, text)) + text.count(" ")
 
 
 def _sources(root: Path) -> Iterator[Path]:
     """Python files below a directory by name; of the standard library without its tests and the packages."""
     for directory, folders, files in os.walk(root):
         folders[:] = sorted(
-            name for name in folders if name not in ("site-packages", "dist-packages", "test", "tests", "__pycache__")
+            name
+            for name in folders
+            if name not in ("site-packages", "dist-packages", "test", "tests", "__pycache__")
         )
         for name in sorted(files):
             if name.endswith(".py"):
@@ -106,10 +118,17 @@ def _sources(root: Path) -> Iterator[Path]:
 
 def _docstrings(path: Path) -> Iterator[str]:
     try:
-        tree = ast.parse(path.read_bytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of others' sources, about escapes such as "\\d"
+            tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError, RecursionError, MemoryError):
         return  # templates and files of other versions lie among sources
-    for node in ast.walk(tree):
+    # Statements only, in the order of the source: most of a tree is expressions, and no docstring is in one.
+    left: list[ast.AST] = [tree]
+    while left:
+        node = left.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if docstring := ast.get_docstring(node):
                 yield docstring
+        blocks = (getattr(node, name, ()) for name in ("finalbody", "orelse", "handlers", "body"))
+        left += [statement for block in blocks if isinstance(block, list) for statement in reversed(block)]
