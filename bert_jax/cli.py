@@ -1,0 +1,55 @@
+"""`bert-jax`: verb → module, lazily. A `UserError` becomes one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from bert_jax.errors import UserError
+
+VERBS = {
+    "pretrain": "train on shards; the same command continues a run",
+    "evaluate": "exact held-out metrics of a checkpoint",
+    "report": "curves and closing table of a run",
+    "export": "write Hugging Face files",
+    "fill-mask": "the likeliest pieces for each [MASK] of a text",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Returns:
+        The exit status: 0 done, 1 something a person must mend, 2 usage, 75 stopped by notice after saving.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="bert-jax", description="BERT, whole, in JAX.")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    # only the verb that is asked for is imported: help and errors cost no JAX
+    asked = next((word for word in arguments if not word.startswith("-")), None)
+    module = None
+    for verb, line in VERBS.items():
+        sub = verbs.add_parser(verb, help=line, description=line)
+        if verb == asked:
+            module = importlib.import_module("bert_jax." + verb.replace("-", "_"))
+            module.add_arguments(sub)
+    args = parser.parse_args(arguments)
+    try:
+        assert module is not None  # argparse has refused every other case
+        return module.run(args)
+    except UserError as error:
+        print(f"bert-jax {args.verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"bert-jax {args.verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,389 @@
+"""Settings: frozen dataclasses ← TOML ← `--set a.b=c`.
+
+A default stands in its dataclass and nowhere else. A key that does not exist names its nearest neighbour, a value
+that cannot be names the cure. Standard library only, so that every room may import it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from bert_jax.errors import UserError
+
+# ---------------------------------------------------------------------------------------------- the network
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The shape of a network: what has to be known to read its weights.
+
+    Letters as everywhere: V vocabulary, D width, L layers, N heads, F feed-forward.
+    """
+
+    vocab_size: int
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    feed_forward: int = 3072
+    positions: int = 512
+    segments: int = 2
+    activation: str = "gelu"  # "gelu" with erf (Hugging Face), "gelu_tanh" (google-research/bert)
+    norm_epsilon: float = 1e-12
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        _positive(self, "model", "vocab_size", "width", "layers", "heads", "feed_forward", "positions", "segments")
+        if self.width % self.heads:
+            raise UserError(
+                f"a width of {self.width} does not divide into {self.heads} heads",
+                "model",
+                "choose a width that is a multiple of heads",
+            )
+        _one_of(self, "model", "activation", ("gelu", "gelu_tanh"))
+        for name in ("hidden_dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(
+                    f"{name} = {getattr(self, name)} is no rate",
+                    "model",
+                    "give a number from 0 up to, not including, 1",
+                )
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a network is computed; never changes what it is.
+
+    `dtype` is that of the products and activations ("float32" or "bfloat16"); parameters, their moments, softmax,
+    norms and losses stay float32. `scan` compiles one layer and loops over it, otherwise layers are unrolled.
+    `remat` forgets a layer's activations and computes them again in the backward pass.
+    """
+
+    dtype: str = "float32"
+    scan: bool = False
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of(self, "execution", "dtype", ("float32", "bfloat16"))
+
+
+# Turc et al. 2019 (https://arxiv.org/abs/1908.08962) for tiny to medium; Devlin et al. 2018 for base and large.
+PRESETS: dict[str, dict[str, int]] = {
+    name: {"layers": layers, "width": width, "heads": heads, "feed_forward": 4 * width}
+    for name, (layers, width, heads) in {
+        "tiny": (2, 128, 2),
+        "mini": (4, 256, 4),
+        "small": (4, 512, 8),
+        "medium": (8, 512, 8),
+        "base": (12, 768, 12),
+        "large": (24, 1024, 16),
+    }.items()
+}
+
+
+def preset(name: str, vocab_size: int, **overrides: Any) -> BertConfig:
+    """The published size `name` for a vocabulary; overrides are fields of `BertConfig`.
+
+    Example:
+        >>> preset("tiny", 30522).width
+        128
+    """
+    if name not in PRESETS:
+        raise UserError(f"there is no preset {name!r}", "model.preset", f"choose one of {', '.join(PRESETS)}")
+    return BertConfig(vocab_size=vocab_size, **{**PRESETS[name], **overrides})
+
+
+# ----------------------------------------------------------------------------------------------- the recipe
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """`[model]`: a preset, and what differs from it (0 means: as the preset has it)."""
+
+    preset: str = "base"
+    layers: int = 0
+    width: int = 0
+    heads: int = 0
+    feed_forward: int = 0
+    positions: int = 512
+    activation: str = "gelu"
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+
+    def bert(self, vocab_size: int) -> BertConfig:
+        """The network for a vocabulary of this size."""
+        sizes = {name: getattr(self, name) for name in ("layers", "width", "heads", "feed_forward")}
+        if self.width and not self.feed_forward:
+            sizes["feed_forward"] = 4 * self.width
+        overrides = {name: size for name, size in sizes.items() if size}
+        return preset(
+            self.preset,
+            vocab_size,
+            positions=self.positions,
+            activation=self.activation,
+            hidden_dropout=self.hidden_dropout,
+            attention_dropout=self.attention_dropout,
+            **overrides,
+        )
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """`[data]`: where the shards are, and whether masks are those written or drawn anew each epoch."""
+
+    path: str = ""
+    masking: str = "static"
+
+    def __post_init__(self) -> None:
+        _one_of(self, "data", "masking", ("static", "dynamic"))
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """`[train]`: what holds for all stages."""
+
+    seed: int = 0
+    optimizer: str = "adamw"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-6
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0  # 0 switches clipping off
+    dtype: str = "float32"
+    scan: bool = False
+    remat: bool = False
+    mesh_data: int = 0  # 0: all devices that mesh_fsdp leaves
+    mesh_fsdp: int = 1
+    evaluate_every: int = 1000
+    evaluate_batch: int = 0  # 0: as the stage trains
+    skip_limit: int = 20  # this many non-finite steps in a row end the run
+
+    def __post_init__(self) -> None:
+        _one_of(self, "train", "optimizer", ("adamw", "lamb"))
+        _one_of(self, "train", "dtype", ("float32", "bfloat16"))
+        _positive(self, "train", "mesh_fsdp", "evaluate_every", "skip_limit")
+
+    @property
+    def execution(self) -> Execution:
+        return Execution(dtype=self.dtype, scan=self.scan, remat=self.remat)
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """`[checkpoint]`: how often the state is saved and how many saves are kept."""
+
+    every: int = 1000
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        _positive(self, "checkpoint", "every", "keep")
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """`[report]`: a progress line every so many seconds, TensorBoard events or none."""
+
+    seconds: float = 10.0
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`[[stage]]`: a stretch of training at one length and batch, with a learning-rate curve of its own.
+
+    `data` is a folder below `data.path` (empty: that path itself), `length` must be the shards' (0: whatever it is).
+    The rate climbs linearly over `warmup` steps and falls to `end_fraction` of the peak by the stage's last step:
+    "polynomial" with `power` (1 is a straight line) or "cosine". `restart` forgets the optimizer's moments.
+    """
+
+    steps: int = 1000
+    batch: int = 256
+    data: str = ""
+    length: int = 0
+    accumulate: int = 1
+    learning_rate: float = 1e-4
+    warmup: int = 0
+    decay: str = "polynomial"
+    power: float = 1.0
+    end_fraction: float = 0.0
+    restart: bool = False
+
+    def __post_init__(self) -> None:
+        _positive(self, "stage", "steps", "batch", "accumulate")
+        _one_of(self, "stage", "decay", ("polynomial", "cosine"))
+        if not 0 <= self.warmup <= self.steps:
+            raise UserError(
+                f"warmup = {self.warmup} does not fit into {self.steps} steps",
+                "stage",
+                "give fewer warm-up steps",
+            )
+        if self.batch % self.accumulate:
+            raise UserError(
+                f"a batch of {self.batch} does not divide into {self.accumulate} accumulation pieces",
+                "stage",
+                "choose a batch that is a multiple of accumulate",
+            )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run is made of but the data itself."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    report: ReportSettings = field(default_factory=ReportSettings)
+    stage: tuple[Stage, ...] = field(default_factory=lambda: (Stage(),))
+
+    def __post_init__(self) -> None:
+        if not self.stage:
+            raise UserError("a recipe needs at least one [[stage]]", "stage", "add one")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all stages together."""
+        return sum(stage.steps for stage in self.stage)
+
+
+def load_recipe(path: str | Path, settings: typing.Sequence[str] = ()) -> Recipe:
+    """Read a TOML recipe and apply `--set` texts such as `stage.0.batch=64` to it.
+
+    Raises:
+        UserError: the file is missing or no TOML, a key does not exist, a value has the wrong type or cannot be.
+    """
+    path = Path(path)
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("there is no such recipe", str(path), "the shipped ones are in configs/") from None
+    except IsADirectoryError:
+        raise UserError("this is a directory", str(path), "name a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"not a TOML file ({error})", str(path), "mend it") from None
+    for text in settings:
+        _assign(tree, text)
+    return _build(Recipe, tree, "")
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe with every default written out; `load_recipe` reads it back equal."""
+    lines: list[str] = []
+    for section in fields(recipe):
+        value = getattr(recipe, section.name)
+        for heading, part in (
+            [(f"[{section.name}]", value)]
+            if dataclasses.is_dataclass(value)
+            else [(f"[[{section.name}]]", item) for item in value]
+        ):
+            lines += [heading, *(f"{f.name} = {json.dumps(getattr(part, f.name))}" for f in fields(part)), ""]
+    return "\n".join(lines)
+
+
+def digest(recipe: Recipe) -> str:
+    """Sixteen hex digits that two recipes share if and only if all their settings are equal."""
+    return hashlib.sha256(to_toml(recipe).encode()).hexdigest()[:16]
+
+
+def with_data(recipe: Recipe, path: str) -> Recipe:
+    """The recipe reading its shards from `path`."""
+    return replace(recipe, data=replace(recipe.data, path=path))
+
+
+# ------------------------------------------------------------------------------------------------- the parts
+
+
+def _assign(tree: dict[str, Any], text: str) -> None:
+    """Set `a.b.0.c=value` in a tree as TOML reads it; list places must exist."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"{text!r} is not KEY=VALUE", "--set", "write for example --set train.seed=1")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value  # a bare word, as shells like it: --set model.preset=tiny
+    node: Any = tree
+    *path, last = key.strip().split(".")
+    for place in path:
+        if isinstance(node, list):
+            node = node[_place(node, place, key)]
+        else:
+            node = node.setdefault(place, {})
+        if not isinstance(node, dict | list):
+            raise UserError(f"{place!r} holds a value, not a section", f"--set {key}", "shorten the key")
+    if isinstance(node, list):
+        node[_place(node, last, key)] = parsed
+    else:
+        node[last] = parsed
+
+
+def _place(items: list[Any], text: str, key: str) -> int:
+    if not text.isdigit() or int(text) >= len(items):
+        raise UserError(f"{text!r} is none of the places 0 to {len(items) - 1}", f"--set {key}", "count stages from 0")
+    return int(text)
+
+
+def _build(kind: type, tree: Any, where: str) -> Any:
+    """A dataclass from a TOML table, checked key by key."""
+    if not isinstance(tree, dict):
+        raise UserError(f"a section is needed, not {tree!r}", where, f"write [{where}]")
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in tree.items():
+        place = f"{where}.{key}" if where else key
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)
+            raise UserError("there is no such setting", place, f"did you mean {near[0]!r}?")
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            values[key] = _build(typing.cast(type, hint), value, place)
+        elif typing.get_origin(hint) is tuple:
+            if not isinstance(value, list):
+                raise UserError("a list of sections is needed", place, f"write [[{place}]]")
+            inner = typing.get_args(hint)[0]
+            values[key] = tuple(_build(inner, item, f"{place}.{i}") for i, item in enumerate(value))
+        else:
+            values[key] = _typed(hint, value, place)
+    try:
+        return kind(**values)
+    except UserError as error:
+        # a section in a list knows its kind but not its number
+        raise UserError(
+            error.what, error.where.replace("stage", where) if where else error.where, error.remedy
+        ) from None
+
+
+def _typed(hint: type | types.UnionType, value: Any, place: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        name = getattr(hint, "__name__", str(hint))
+        raise UserError(f"{value!r} is no {name}", place, f"give a value of type {name}")
+    return value
+
+
+def _positive(settings: Any, where: str, *names: str) -> None:
+    for name in names:
+        if getattr(settings, name) <= 0:
+            raise UserError(f"{name} = {getattr(settings, name)} is too small", where, "give a number above 0")
+
+
+def _one_of(settings: Any, where: str, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(settings, name)
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)[0]
+        raise UserError(
+            f"{name} = {value!r} is unknown",
+            where,
+            f"choose one of {', '.join(choices)} (did you mean {near!r}?)",
+        )

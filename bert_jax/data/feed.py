@@ -1,0 +1,59 @@
+"""Host batches → global arrays on the mesh, some batches ahead of the step."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import NamedSharding
+
+from bert_jax.data.batching import HostBatch
+
+T = TypeVar("T")
+
+
+def to_devices(rows: HostBatch, sharding: NamedSharding) -> dict[str, jax.Array]:
+    """This process's rows as its part of global arrays."""
+    return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in rows.items()}
+
+
+def ahead(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> Iterator[T]:
+    """make(start), …, make(stop − 1), computed by one thread up to `depth` items before they are asked for.
+
+    An error in the thread is raised here, in its turn. Closing the iterator ends the thread.
+    """
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
+    closed = threading.Event()
+
+    def put(item: tuple[Any, BaseException | None]) -> None:
+        while not closed.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        for t in range(start, stop):
+            if closed.is_set():
+                return
+            try:
+                item = (make(t), None)
+            except BaseException as error:
+                put((None, error))
+                return
+            put(item)
+
+    thread = threading.Thread(target=work, name="feed", daemon=True)
+    thread.start()
+    try:
+        for _ in range(start, stop):
+            value, error = ready.get()
+            if error is not None:
+                raise error
+            yield value  # type: ignore[misc]
+    finally:
+        closed.set()
+        thread.join()

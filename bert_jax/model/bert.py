@@ -1,0 +1,180 @@
+"""BERT as three functions of its parameters: `init`, `axes`, `apply`.
+
+The modules of `layers.py` and `heads.py` are the parts; how they are joined stands here in plain functions, so that
+layers can be looped over or unrolled on one and the same parameter tree, stacked on a leading layer axis.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, lax
+
+from bert_jax.config import BertConfig, Execution
+from bert_jax.model.attention import attention_bias, choose
+from bert_jax.model.heads import MaskedLM, NextSentence, Pooler
+from bert_jax.model.layers import Embeddings, Layer
+
+Params = dict[str, Any]
+Batch = dict[str, Array]
+
+
+class Encoded(NamedTuple):
+    """`hidden` [B, T, D] after the last layer; `layers` [L+1, B, T, D] from the embeddings on, if asked for."""
+
+    hidden: Array
+    layers: Array | None
+
+
+class Outputs(NamedTuple):
+    """`hidden` [B, T, D]; `pooled` [B, S, D]; `mlm_logits` float32[B, P, V]; `nsp_logits` float32[B, S, 2]."""
+
+    hidden: Array
+    pooled: Array
+    mlm_logits: Array
+    nsp_logits: Array
+
+
+# ---------------------------------------------------------------------------------------------- parameters
+
+
+def _boxed_init(config: BertConfig, key: Array) -> Params:
+    """Parameters in boxes that carry the logical names of their axes."""
+    dtype = jnp.float32
+    keys = jax.random.split(key, 5)
+    ids = jnp.zeros((1, 1), jnp.int32)
+    x = jnp.zeros((1, 1, config.width), dtype)
+    word = jnp.zeros((config.vocab_size, config.width), dtype)
+    layer = Layer(config, dtype, choose())
+    bias = attention_bias(ids)
+    stack = jax.vmap(lambda k: layer.init(k, x, bias, None))(jax.random.split(keys[1], config.layers))
+    trees = {
+        "embeddings": Embeddings(config, dtype).init(keys[0], ids, ids, ids, None),
+        "layers": nn.meta.add_axis(stack, 0, {nn.PARTITION_NAME: "layers"}),
+        "pooler": Pooler(config, dtype).init(keys[2], x),
+        "masked_lm": MaskedLM(config, dtype).init(keys[3], x, word),
+        "next_sentence": NextSentence(config).init(keys[4], x),
+    }
+    return {name: tree["params"] for name, tree in trees.items()}
+
+
+def init(config: BertConfig, key: Array) -> Params:
+    """Fresh parameters, float32: truncated normals of std `init_std`, norms at 1 and 0, biases at 0.
+
+    Layers are stacked: every leaf below `layers` leads with L. Call it under `jax.jit` with `out_shardings` to
+    create each shard where it belongs, or under `jax.eval_shape` for shapes alone.
+    """
+    return nn.meta.unbox(_boxed_init(config, key))
+
+
+def axes(config: BertConfig) -> Params:
+    """The logical axis names of every leaf, as `jax.sharding.PartitionSpec`s of names, in the tree of `init`."""
+    boxed = jax.eval_shape(partial(_boxed_init, config), jax.random.key(0))
+    return nn.get_partition_spec(boxed)
+
+
+# -------------------------------------------------------------------------------------------------- forward
+
+
+def encode(
+    config: BertConfig,
+    params: Params,
+    batch: Batch,
+    *,
+    key: Array | None = None,
+    execution: Execution = Execution(),
+    all_layers: bool = False,
+) -> Encoded:
+    """The encoder alone.
+
+    Args:
+        batch: `input_ids`, `segment_ids`, `position_ids`, `sequence_ids`, each int32[B, T]; a token attends where
+            sequence ids are equal, 0 is padding. Ids must be below the tables' sizes: JAX clamps without a word.
+        key: for dropout; `None` switches it off.
+        execution: how to compute, see `bert_jax.config.Execution`.
+        all_layers: return every layer's states, the embeddings first.
+    """
+    dtype = jnp.dtype(execution.dtype)
+    embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
+    x = Embeddings(config, dtype).apply(
+        {"params": params["embeddings"]},
+        batch["input_ids"],
+        batch["position_ids"],
+        batch["segment_ids"],
+        embedding_key,
+    )
+    x = nn.with_logical_constraint(x, ("batch", None, None))
+    bias = attention_bias(batch["sequence_ids"])
+    module = Layer(config, dtype, choose())
+
+    def layer(x: Array, weights: Params, number: Array | int) -> Array:
+        layer_key = None if layers_key is None else jax.random.fold_in(layers_key, number)
+        return module.apply({"params": weights}, x, bias, layer_key)
+
+    if execution.remat:
+        layer = jax.checkpoint(layer, prevent_cse=not execution.scan)
+
+    if execution.scan:
+
+        def body(x: Array, place: tuple[Params, Array]) -> tuple[Array, Array | None]:
+            y = layer(x, *place)
+            return y, y if all_layers else None
+
+        first = x
+        x, states = lax.scan(body, x, (params["layers"], jnp.arange(config.layers)))
+        return Encoded(x, jnp.concatenate([first[None], states]) if all_layers else None)
+
+    states = [x]
+    for number, weights in enumerate(_unstack(params["layers"], config.layers)):
+        states.append(layer(states[-1], weights, number))
+    return Encoded(states[-1], jnp.stack(states) if all_layers else None)
+
+
+def apply(
+    config: BertConfig,
+    params: Params,
+    batch: Batch,
+    *,
+    key: Array | None = None,
+    execution: Execution = Execution(),
+) -> Outputs:
+    """Encoder and pretraining heads.
+
+    Args:
+        batch: what `encode` takes, and `mlm_positions` int32[B, P], `cls_positions` int32[B, S].
+        key, execution: as in `encode`.
+    """
+    dtype = jnp.dtype(execution.dtype)
+    hidden = encode(config, params, batch, key=key, execution=execution).hidden
+    pooled = pool(config, params, hidden, batch["cls_positions"], dtype)
+    logits = predict(config, params, hidden, batch["mlm_positions"], dtype)
+    next_sentence = NextSentence(config).apply({"params": params["next_sentence"]}, pooled)
+    return Outputs(hidden, pooled, logits, next_sentence)
+
+
+def pool(config: BertConfig, params: Params, hidden: Array, positions: Array, dtype: Any = jnp.float32) -> Array:
+    """The pooler's output [B, S, D] for the states at int32[B, S]."""
+    return Pooler(config, dtype).apply({"params": params["pooler"]}, _at(hidden, positions))
+
+
+def predict(config: BertConfig, params: Params, hidden: Array, positions: Array, dtype: Any = jnp.float32) -> Array:
+    """Masked-LM logits float32[B, P, V] for the states at int32[B, P]."""
+    chosen = _at(hidden, positions)
+    return MaskedLM(config, dtype).apply({"params": params["masked_lm"]}, chosen, params["embeddings"]["word"])
+
+
+def _at(hidden: Array, positions: Array) -> Array:
+    """[B, T, D] at int32[B, P] → [B, P, D]."""
+    return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
+
+
+def _unstack(tree: Params, length: int) -> list[Params]:
+    """A tree with leading axis L as L trees. A split's gradient is one concatenation, where indexing layer by layer
+    would add L arrays of the whole stack."""
+    leaves, structure = jax.tree.flatten(tree)
+    parts = [[part[0] for part in jnp.split(leaf, length)] for leaf in leaves]
+    return [jax.tree.unflatten(structure, column) for column in zip(*parts, strict=True)]

@@ -1,0 +1,149 @@
+"""The modules of a BERT encoder: embeddings, one post-norm layer, and the norm they share.
+
+Every parameter is declared here (and in `heads.py`) once, with its name, shape, initial value and the logical
+names of its axes; `train/sharding.py` maps those names to mesh axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from bert_jax.config import BertConfig
+from bert_jax.model.attention import Attend
+from bert_jax.model.dropout import dropout
+
+
+def normal(config: BertConfig, *axes: str | None) -> Callable[..., Any]:
+    """A truncated normal of the configured width (google-research/bert, `create_initializer`), with named axes."""
+    return nn.with_logical_partitioning(nn.initializers.truncated_normal(config.init_std), axes)
+
+
+def zeros(*axes: str | None) -> Callable[..., Any]:
+    return nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
+
+
+def ones(*axes: str | None) -> Callable[..., Any]:
+    return nn.with_logical_partitioning(nn.initializers.ones_init(), axes)
+
+
+def layer_norm(config: BertConfig, dtype: Any) -> nn.LayerNorm:
+    """LayerNorm with the variance taken around the mean: E[x²]−E[x]² loses it where a row hardly varies."""
+    return nn.LayerNorm(
+        epsilon=config.norm_epsilon,
+        dtype=dtype,
+        use_fast_variance=False,
+        scale_init=ones("norm"),
+        bias_init=zeros("norm"),
+        name="norm",
+    )
+
+
+def activation(config: BertConfig, x: Array) -> Array:
+    """GELU: with erf, or google-research/bert's approximation by tanh."""
+    return jax.nn.gelu(x, approximate=config.activation == "gelu_tanh")
+
+
+class Embeddings(nn.Module):
+    """Token + position + segment, normalised, dropped out."""
+
+    config: BertConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, input_ids: Array, position_ids: Array, segment_ids: Array, key: Array | None) -> Array:
+        """int32[B, T] three times → [B, T, D]."""
+        c = self.config
+        word = self.param("word", normal(c, "vocab", "embed"), (c.vocab_size, c.width), jnp.float32)
+        position = self.param("position", normal(c, None, "embed"), (c.positions, c.width), jnp.float32)
+        segment = self.param("segment", normal(c, None, "embed"), (c.segments, c.width), jnp.float32)
+        x = (
+            jnp.take(word, input_ids, axis=0)
+            + jnp.take(position, position_ids, axis=0)
+            + jnp.take(segment, segment_ids, axis=0)
+        )
+        return dropout(layer_norm(c, self.dtype)(x), c.hidden_dropout, key)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, its output projection, the residual and the norm."""
+
+    config: BertConfig
+    dtype: Any
+    attend: Attend
+
+    @nn.compact
+    def __call__(self, x: Array, bias: Array, key: Array | None) -> Array:
+        """[B, T, D] → [B, T, D]."""
+        c = self.config
+        heads = (c.heads, c.width // c.heads)
+
+        def project(name: str) -> Array:
+            return nn.DenseGeneral(
+                heads,
+                dtype=self.dtype,
+                kernel_init=normal(c, "embed", "heads", "head_size"),
+                bias_init=zeros("heads", "head_size"),
+                name=name,
+            )(x)
+
+        score_key, output_key = (None, None) if key is None else jax.random.split(key)
+        context = self.attend(project("query"), project("key"), project("value"), bias, c.attention_dropout, score_key)
+        y = nn.DenseGeneral(
+            c.width,
+            axis=(-2, -1),
+            dtype=self.dtype,
+            kernel_init=normal(c, "heads", "head_size", "embed"),
+            bias_init=zeros("norm"),
+            name="output",
+        )(context)
+        return layer_norm(c, self.dtype)(x + dropout(y, c.hidden_dropout, output_key))
+
+
+class FeedForward(nn.Module):
+    """Up, GELU, down, the residual and the norm."""
+
+    config: BertConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, key: Array | None) -> Array:
+        """[B, T, D] → [B, T, D]."""
+        c = self.config
+        up = nn.Dense(
+            c.feed_forward,
+            dtype=self.dtype,
+            kernel_init=normal(c, "embed", "feed_forward"),
+            bias_init=zeros("feed_forward"),
+            name="up",
+        )
+        down = nn.Dense(
+            c.width,
+            dtype=self.dtype,
+            kernel_init=normal(c, "feed_forward", "embed"),
+            bias_init=zeros("norm"),
+            name="down",
+        )
+        y = down(activation(c, up(x)))
+        return layer_norm(c, self.dtype)(x + dropout(y, c.hidden_dropout, key))
+
+
+class Layer(nn.Module):
+    """One encoder layer, norms after the residuals as in the paper."""
+
+    config: BertConfig
+    dtype: Any
+    attend: Attend
+
+    @nn.compact
+    def __call__(self, x: Array, bias: Array, key: Array | None) -> Array:
+        """[B, T, D] and float32[B, 1, T, T] → [B, T, D]."""
+        attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
+        x = Attention(self.config, self.dtype, self.attend, name="attention")(x, bias, attention_key)
+        x = FeedForward(self.config, self.dtype, name="mlp")(x, mlp_key)
+        return nn.with_logical_constraint(x, ("batch", None, None))

@@ -1,0 +1,159 @@
+"""The run directory: what a run is, written so that the same command continues it.
+
+`recipe.toml`, `provenance.json`, `model.json`, `tokenizer/`, `manifest.json` (copies), `checkpoints/`,
+`metrics.jsonl` (a line a step), `report.json`. Standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from bert_jax.config import BertConfig, Recipe, to_toml
+from bert_jax.errors import UserError
+
+# What may change between two starts of one run, because it changes no number of it.
+FREE = {
+    "path",
+    "mesh_data",
+    "mesh_fsdp",
+    "every",
+    "keep",
+    "seconds",
+    "tensorboard",
+    "evaluate_every",
+    "skip_limit",
+}
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot be written ({error.strerror})", str(path), "make room or choose another place"
+        ) from None
+
+
+def write_json(path: Path, tree: Any) -> None:
+    write_text(path, json.dumps(tree, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError: missing, or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("there is no such file", str(path), "is this a run directory?") from None
+    except ValueError as error:
+        raise UserError(f"not JSON ({error})", str(path), "restore it from a copy") from None
+
+
+# ------------------------------------------------------------------------------------- opening and continuing
+
+
+def open_run(run: Path, recipe: Recipe, config: BertConfig, sources: list[Path], provenance: dict[str, Any]) -> bool:
+    """Make a run directory, or check that the one there is this run's.
+
+    `sources` are the data directories; the first one's tokenizer and manifest are copied.
+
+    Returns:
+        True if the directory held this run already.
+
+    Raises:
+        UserError: it holds another run (the first differing setting is named), or something else.
+    """
+    recipe_path = run / "recipe.toml"
+    if recipe_path.exists():
+        _same_recipe(recipe_path, recipe)
+        if read_json(run / "provenance.json")["manifests"] != provenance["manifests"]:
+            raise UserError("this run began on other shards", str(run), "give those, or another run directory")
+        return True
+    if run.exists() and any(run.iterdir()):
+        raise UserError("this directory is not empty and holds no run", str(run), "choose another")
+    run.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(sources[0] / "tokenizer", run / "tokenizer", dirs_exist_ok=True)
+    shutil.copyfile(sources[0] / "manifest.json", run / "manifest.json")
+    write_json(run / "model.json", dataclasses.asdict(config))
+    write_json(run / "provenance.json", provenance)
+    write_text(recipe_path, to_toml(recipe))  # last: a directory with a recipe is a run
+    return False
+
+
+def _same_recipe(path: Path, recipe: Recipe) -> None:
+    def bound(text: str) -> list[str]:
+        return [line for line in text.splitlines() if line.partition(" = ")[0] not in FREE]
+
+    ours, theirs = bound(to_toml(recipe)), bound(path.read_text(encoding="utf-8"))
+    for now, then in zip_longest(ours, theirs, fillvalue="(nothing)"):
+        if now != then:
+            raise UserError(
+                f"this run was begun with {then!r}, not {now!r}",
+                str(path.parent),
+                "give the recipe it began with, or another run directory",
+            )
+
+
+def load_config(run: str | Path) -> BertConfig:
+    """The network of a run."""
+    return BertConfig(**read_json(Path(run) / "model.json"))
+
+
+def describe(recipe_digest: str, manifests: list[str], mesh: dict[str, int]) -> dict[str, Any]:
+    """Where a run comes from: code, packages, machine, data."""
+    git = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "arguments": sys.argv,
+        "recipe": recipe_digest,
+        "manifests": manifests,
+        "git": git.stdout.strip() or None,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "mesh": mesh,
+    }
+
+
+# ------------------------------------------------------------------------------------------------- metrics
+
+
+def read_metrics(run: str | Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
+    """The lines of `metrics.jsonl` in order: kind "train" (one a step) or "heldout". A torn last line is left out."""
+    path = Path(run) / "metrics.jsonl"
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.endswith("\n"):
+                row = json.loads(line)
+                if kind is None or row["kind"] == kind:
+                    yield row
+
+
+def cut_metrics(run: Path, step: int) -> None:
+    """Keep the lines up to `step`: a resumed run writes the later ones again."""
+    path = run / "metrics.jsonl"
+    if path.exists():
+        kept = [row for row in read_metrics(run) if row["step"] <= step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
