@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from bert_jax.config import BertConfig, Execution
 from bert_jax.model.attention import attention_bias, choose
-from bert_jax.model.heads import MaskedLM, NextSentence, Pooler
+from bert_jax.model.heads import MaskedLM, next_sentence, pooler
 from bert_jax.model.layers import Embeddings, Layer
 
 Params = dict[str, Any]
@@ -55,9 +55,9 @@ def _boxed_init(config: BertConfig, key: Array) -> Params:
     trees = {
         "embeddings": Embeddings(config, dtype).init(keys[0], ids, ids, ids, None),
         "layers": nn.meta.add_axis(stack, 0, {nn.PARTITION_NAME: "layers"}),
-        "pooler": Pooler(config, dtype).init(keys[2], x),
+        "pooler": pooler(config, dtype).init(keys[2], x),
         "masked_lm": MaskedLM(config, dtype).init(keys[3], x, word),
-        "next_sentence": NextSentence(config).init(keys[4], x),
+        "next_sentence": next_sentence(config).init(keys[4], x),
     }
     return {name: tree["params"] for name, tree in trees.items()}
 
@@ -152,13 +152,13 @@ def apply(
     hidden = encode(config, params, batch, key=key, execution=execution).hidden
     pooled = pool(config, params, hidden, batch["cls_positions"], dtype)
     logits = predict(config, params, hidden, batch["mlm_positions"], dtype)
-    next_sentence = NextSentence(config).apply({"params": params["next_sentence"]}, pooled)
-    return Outputs(hidden, pooled, logits, next_sentence)
+    nsp_logits = next_sentence(config).apply({"params": params["next_sentence"]}, pooled)
+    return Outputs(hidden, pooled, logits, nsp_logits)
 
 
 def pool(config: BertConfig, params: Params, hidden: Array, positions: Array, dtype: Any = jnp.float32) -> Array:
     """The pooler's output [B, S, D] for the states at int32[B, S]."""
-    return Pooler(config, dtype).apply({"params": params["pooler"]}, _at(hidden, positions))
+    return jnp.tanh(pooler(config, dtype).apply({"params": params["pooler"]}, _at(hidden, positions)))
 
 
 def predict(config: BertConfig, params: Params, hidden: Array, positions: Array, dtype: Any = jnp.float32) -> Array:

@@ -9,22 +9,18 @@ from flax import linen as nn
 from jax import Array
 
 from bert_jax.config import BertConfig
-from bert_jax.model.layers import activation, layer_norm, normal, zeros
+from bert_jax.model.layers import Product, activation, layer_norm, zeros
 
 
-class Pooler(nn.Module):
-    """tanh of a dense layer over the [CLS] states."""
+def pooler(config: BertConfig, dtype: Any) -> Product:
+    """The dense layer over the [CLS] states, whose tanh is the pooled output: [B, S, D] → [B, S, D]."""
+    kernel = (("embed", config.width), (None, config.width))
+    return Product(config, dtype, "bsd,de->bse", kernel, ("norm",))
 
-    config: BertConfig
-    dtype: Any
 
-    @nn.compact
-    def __call__(self, cls: Array) -> Array:
-        """[B, S, D] → [B, S, D]."""
-        c = self.config
-        kernel = self.param("kernel", normal(c, "embed", None), (c.width, c.width), jnp.float32)
-        bias = self.param("bias", zeros("norm"), (c.width,), jnp.float32)
-        return jnp.tanh(cls.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype))
+def next_sentence(config: BertConfig) -> Product:
+    """Two logits over the pooled [CLS], 0 the true next segment, 1 a random one: [B, S, D] → float32[B, S, 2]."""
+    return Product(config, jnp.float32, "bsd,de->bse", (("embed", config.width), (None, 2)), (None,))
 
 
 class MaskedLM(nn.Module):
@@ -38,28 +34,9 @@ class MaskedLM(nn.Module):
     def __call__(self, chosen: Array, word: Array) -> Array:
         """Hidden states [B, P, D] and the table float32[V, D] → logits float32[B, P, V]."""
         c = self.config
-        x = nn.Dense(
-            c.width,
-            dtype=self.dtype,
-            kernel_init=normal(c, "embed", None),
-            bias_init=zeros("norm"),
-            name="transform",
-        )(chosen)
+        kernel = (("embed", c.width), (None, c.width))
+        x = Product(c, self.dtype, "bpd,de->bpe", kernel, ("norm",), name="transform")(chosen)
         x = layer_norm(c, self.dtype)(activation(c, x))
         bias = self.param("bias", zeros("vocab"), (c.vocab_size,), jnp.float32)
         logits = jnp.einsum("bpd,vd->bpv", x, word.astype(self.dtype), preferred_element_type=jnp.float32)
-        return logits + bias
-
-
-class NextSentence(nn.Module):
-    """Two logits over the pooled [CLS]: 0 the true next segment, 1 a random one."""
-
-    config: BertConfig
-
-    @nn.compact
-    def __call__(self, pooled: Array) -> Array:
-        """[B, S, D] → float32[B, S, 2]."""
-        c = self.config
-        kernel = self.param("kernel", normal(c, "embed", None), (c.width, 2), jnp.float32)
-        bias = self.param("bias", zeros(None), (2,), jnp.float32)
-        return pooled.astype(jnp.float32) @ kernel + bias
+        return logits + bias[None, None]

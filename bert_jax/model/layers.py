@@ -49,6 +49,28 @@ def activation(config: BertConfig, x: Array) -> Array:
     return jax.nn.gelu(x, approximate=config.activation == "gelu_tanh")
 
 
+class Product(nn.Module):
+    """One dense product and its bias; the equation says which axes meet.
+
+    `kernel` names the kernel's axes and their sizes, `bias` names the bias's, which are the kernel's last ones.
+    Every axis keeps its own place in the parameter (heads are not flattened), so that each can be sharded by name.
+    """
+
+    config: BertConfig
+    dtype: Any
+    equation: str
+    kernel: tuple[tuple[str | None, int], ...]
+    bias: tuple[str | None, ...]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        names, shape = zip(*self.kernel, strict=True)
+        kernel = self.param("kernel", normal(self.config, *names), shape, jnp.float32)
+        bias = self.param("bias", zeros(*self.bias), shape[-len(self.bias) :], jnp.float32)
+        y = jnp.einsum(self.equation, x.astype(self.dtype), kernel.astype(self.dtype))
+        return y + jnp.expand_dims(bias.astype(self.dtype), tuple(range(y.ndim - bias.ndim)))
+
+
 class Embeddings(nn.Module):
     """Token + position + segment, normalised, dropped out."""
 
@@ -81,27 +103,16 @@ class Attention(nn.Module):
     def __call__(self, x: Array, bias: Array, key: Array | None) -> Array:
         """[B, T, D] → [B, T, D]."""
         c = self.config
-        heads = (c.heads, c.width // c.heads)
+        size = c.width // c.heads
 
         def project(name: str) -> Array:
-            return nn.DenseGeneral(
-                heads,
-                dtype=self.dtype,
-                kernel_init=normal(c, "embed", "heads", "head_size"),
-                bias_init=zeros("heads", "head_size"),
-                name=name,
-            )(x)
+            kernel = (("embed", c.width), ("heads", c.heads), ("head_size", size))
+            return Product(c, self.dtype, "btd,dnh->btnh", kernel, ("heads", "head_size"), name=name)(x)
 
         score_key, output_key = (None, None) if key is None else jax.random.split(key)
         context = self.attend(project("query"), project("key"), project("value"), bias, c.attention_dropout, score_key)
-        y = nn.DenseGeneral(
-            c.width,
-            axis=(-2, -1),
-            dtype=self.dtype,
-            kernel_init=normal(c, "heads", "head_size", "embed"),
-            bias_init=zeros("norm"),
-            name="output",
-        )(context)
+        kernel = (("heads", c.heads), ("head_size", size), ("embed", c.width))
+        y = Product(c, self.dtype, "btnh,nhd->btd", kernel, ("norm",), name="output")(context)
         return layer_norm(c, self.dtype)(x + dropout(y, c.hidden_dropout, output_key))
 
 
@@ -115,20 +126,9 @@ class FeedForward(nn.Module):
     def __call__(self, x: Array, key: Array | None) -> Array:
         """[B, T, D] → [B, T, D]."""
         c = self.config
-        up = nn.Dense(
-            c.feed_forward,
-            dtype=self.dtype,
-            kernel_init=normal(c, "embed", "feed_forward"),
-            bias_init=zeros("feed_forward"),
-            name="up",
-        )
-        down = nn.Dense(
-            c.width,
-            dtype=self.dtype,
-            kernel_init=normal(c, "feed_forward", "embed"),
-            bias_init=zeros("norm"),
-            name="down",
-        )
+        wide, narrow = ("feed_forward", c.feed_forward), ("embed", c.width)
+        up = Product(c, self.dtype, "btd,df->btf", (narrow, wide), ("feed_forward",), name="up")
+        down = Product(c, self.dtype, "btf,fd->btd", (wide, narrow), ("norm",), name="down")
         y = down(activation(c, up(x)))
         return layer_norm(c, self.dtype)(x + dropout(y, c.hidden_dropout, key))
 

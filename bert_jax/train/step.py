@@ -62,7 +62,7 @@ def make_train_step(
 
             ((loss, metrics), grads), _ = jax.lax.scan(add, zero, (jnp.arange(accumulate), parts))
 
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         rate = schedule(state.step)
         directions, opt_state = tx.update(grads, state.opt_state, state.params)

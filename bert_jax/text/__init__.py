@@ -1,0 +1,1 @@
+"""What preparation and training must agree on: tokenizer, records, manifest, corruption. Never imports JAX."""

@@ -1,0 +1,105 @@
+"""The record: names, dtypes and shapes of the features, and the checks that every room relies on.
+
+The first seven features are exactly those of google-research/bert (create_pretraining_data.py), so that either
+side reads the other's shards. The other three are ours; a reader ignores what it does not know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bert_jax.errors import UserError
+
+Records = dict[str, np.ndarray]
+
+SEVEN = (
+    "input_ids",
+    "input_mask",
+    "segment_ids",
+    "masked_lm_positions",
+    "masked_lm_ids",
+    "masked_lm_weights",
+    "next_sentence_labels",
+)
+OURS = ("word_starts", "documents", "relation")
+NAMES = SEVEN + OURS
+
+
+@dataclass(frozen=True)
+class RecordSpec:
+    """Static sizes of a record: `length` tokens (T) and `predictions` masked slots (P)."""
+
+    length: int
+    predictions: int
+
+
+def restore(records: Records) -> np.ndarray:
+    """Undoes the masking: the labels go back to their positions where the weight is 1.
+
+    Args:
+        records: at least `input_ids` int32[n,T] and the three `masked_lm_*` arrays [n,P].
+
+    Returns:
+        The original ids, int32[n,T]; the argument is left as it is.
+    """
+    ids = records["input_ids"].copy()
+    rows, slots = np.nonzero(records["masked_lm_weights"] > 0)
+    ids[rows, records["masked_lm_positions"][rows, slots]] = records["masked_lm_ids"][rows, slots]
+    return ids
+
+
+def check(records: Records, spec: RecordSpec, vocab_size: int, where: str, first: int = 0) -> None:
+    """Refuses records that the model would misread, where they enter.
+
+    JAX clamps an out-of-range gather silently and would train on the wrong row, so ids, segments and positions
+    are compared with their bounds here.
+
+    Args:
+        records: a batch as `Shard.read` returns it.
+        spec: the sizes the caller expects.
+        vocab_size: ids must be below it.
+        where: the shard's name, for the message.
+        first: record number of row 0, for the message; an int64[n] of record numbers is taken too.
+
+    Raises:
+        UserError: naming the shard, the record and the value.
+    """
+    n = len(records["input_ids"])
+    for name, width in _widths(spec).items():
+        if records[name].shape != (n, width):
+            raise UserError(
+                f"{name} holds {records[name].shape[-1]} values a record where {width} are expected",
+                where,
+                "use the data set's own length and predictions",
+            )
+    bounds = {
+        "input_ids": vocab_size,
+        "masked_lm_ids": vocab_size,
+        "masked_lm_positions": spec.length,
+        "input_mask": 2,
+        "segment_ids": 2,
+    }
+    numbers = np.broadcast_to(np.asarray(first), (n,)) + (np.arange(n) if np.ndim(first) == 0 else 0)
+    for name, bound in bounds.items():
+        wrong = (records[name] < 0) | (records[name] >= bound)
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise UserError(
+                f"{name} holds {records[name][row, column]} where values run from 0 to {bound - 1}",
+                f"{where}, record {numbers[row]}",
+                "the shard was made with another tokenizer or length: use the one named in its manifest",
+            )
+    padded = np.diff(records["input_mask"], axis=1) > 0
+    if padded.any():
+        raise UserError(
+            "padding stands before a token",
+            f"{where}, record {numbers[int(np.argwhere(padded)[0][0])]}",
+            "tokens must come first in input_mask: write the shard again",
+        )
+
+
+def _widths(spec: RecordSpec) -> dict[str, int]:
+    """Values a record of each two-dimensional feature."""
+    return dict.fromkeys(SEVEN[:3], spec.length) | dict.fromkeys(SEVEN[3:6], spec.predictions)

@@ -1,0 +1,329 @@
+"""Shards: TFRecord framing, checksums, the index beside each file, random access by record number.
+
+A record is `length uint64, masked CRC32C of it uint32, the Example, masked CRC32C of it uint32`, little endian
+(tensorflow/core/lib/io/record_writer.h). A gzip shard, as TensorFlow writes them, is unpacked once into the cache.
+
+The index `NAME.idx`: the magic, bytes of the shard and number of records (uint64 each), then per record the offset
+of its frame (uint64), the length of its Example and its number of tokens (uint32 each), then a CRC32C of all that.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from bert_jax.errors import UserError
+from bert_jax.text import example
+from bert_jax.text.features import RecordSpec, Records
+
+_MAGIC = b"BERTIDX1"
+_FRAME = 12  # bytes before an Example; 4 follow it
+_BLOCK = 2048  # records decoded at a time when a shard is indexed
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What was written: records, bytes of the file, its SHA-256, tokens that are not padding."""
+
+    records: int
+    bytes: int
+    sha256: str
+    tokens: int
+
+
+def write_shard(path: str | os.PathLike, batches: Iterable[Records], spec: RecordSpec) -> ShardSummary:
+    """Writes a shard and its index; both appear whole or not at all, the shard last.
+
+    Args:
+        path: of the shard; the index is `path`.idx.
+        batches: blocks of records (one to four thousand rows are fast); features as in features.py.
+        spec: the sizes that every block must have.
+
+    Raises:
+        ValueError: a block of other sizes.
+        OSError: the disk is full or not writable; nothing is left behind.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    digest, offset, tokens = hashlib.sha256(), 0, [np.zeros(0, np.uint32)]
+    lengths = [np.zeros(0, np.int64)]
+    try:
+        with open(temporary, "wb") as file:
+            for batch in batches:
+                sizes = (batch["input_ids"].shape[1], batch["masked_lm_ids"].shape[1])
+                if sizes != (spec.length, spec.predictions):
+                    raise ValueError(f"a block of sizes {sizes} for a shard of {spec}")
+                block, size = _frames(batch)
+                file.write(block)
+                digest.update(block)
+                offset += len(block)
+                lengths.append(size)
+                tokens.append(batch["input_mask"].sum(1).astype(np.uint32))
+        index = _Index(offset, np.concatenate(lengths), np.concatenate(tokens))
+        index.write(_beside(path))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return ShardSummary(len(index.lengths), offset, digest.hexdigest(), int(index.tokens.sum()))
+
+
+def _frames(batch: Records) -> tuple[bytes, np.ndarray]:
+    """A block of records as bytes, and the length of each Example."""
+    block, lengths = example.encode(batch, room=_FRAME)
+    ends = np.cumsum(lengths + _FRAME + 4)
+    starts = ends - lengths - _FRAME - 4
+    raw = block.tobytes()
+    crc = google_crc32c.value
+    sums = np.array([crc(raw[s + _FRAME : e - 4]) for s, e in zip(starts.tolist(), ends.tolist(), strict=True)], np.uint64)
+    heads = {size: struct.pack("<QI", size, _mask(crc(struct.pack("<Q", size)))) for size in set(lengths.tolist())}
+    block[starts[:, None] + np.arange(_FRAME)] = np.frombuffer(
+        b"".join(heads[size] for size in lengths.tolist()), np.uint8
+    ).reshape(-1, _FRAME)
+    block[ends[:, None] + np.arange(-4, 0)] = _masked(sums).astype("<u4").view(np.uint8).reshape(-1, 4)
+    return block.tobytes(), lengths
+
+
+def _mask(crc: int) -> int:
+    """TFRecord stores CRCs rotated and shifted, so that a CRC of data that holds CRCs stays strong."""
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _masked(crcs: np.ndarray) -> np.ndarray:
+    crcs = crcs.astype(np.uint64)
+    return ((crcs >> np.uint64(15) | crcs << np.uint64(17)) + np.uint64(0xA282EAD8)) & np.uint64(0xFFFFFFFF)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The index
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".idx")
+
+
+@dataclass(frozen=True)
+class _Index:
+    bytes: int
+    lengths: np.ndarray  # int64[n], of the Examples
+    tokens: np.ndarray  # uint32[n]
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """int64[n], where each frame begins: records follow each other without gaps."""
+        frames = self.lengths + _FRAME + 4
+        return np.cumsum(frames) - frames
+
+    def write(self, path: Path) -> None:
+        body = _MAGIC + struct.pack("<QQ", self.bytes, len(self.lengths)) + self.offsets.astype("<u8").tobytes()
+        body += self.lengths.astype("<u4").tobytes() + self.tokens.astype("<u4").tobytes()
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(body + struct.pack("<I", google_crc32c.value(body)))
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def read(cls, path: Path, size: int) -> _Index | None:
+        """The index, or None where there is none, or a damaged one, or one of another file."""
+        try:
+            raw = path.read_bytes()
+        except OSError:
+            return None
+        if len(raw) < 28 or raw[:8] != _MAGIC or struct.unpack("<I", raw[-4:])[0] != google_crc32c.value(raw[:-4]):
+            return None
+        size_then, n = struct.unpack("<QQ", raw[8:24])
+        if size_then != size or len(raw) != 28 + 16 * n:
+            return None
+        lengths = np.frombuffer(raw, "<u4", n, 24 + 8 * n).astype(np.int64)
+        return cls(size, lengths, np.frombuffer(raw, "<u4", n, 24 + 12 * n).copy())
+
+
+def cache_directory() -> Path:
+    """Where indexes and unpacked shards go if they cannot stand beside their shard: $BERT_JAX_CACHE or ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(os.environ.get("BERT_JAX_CACHE") or os.path.join(home, "bert_jax"))
+
+
+def _cached(path: Path, suffix: str) -> Path:
+    """A name in the cache that changes when the file does."""
+    stat = path.stat()
+    key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:32]
+    return cache_directory() / f"{path.name}.{key}{suffix}"
+
+
+def open_shard(path: str | os.PathLike) -> Shard:
+    """Opens a shard for random access, indexing it first where it has no index.
+
+    Raises:
+        UserError: no such file, not TFRecord, not gzip to its end; names the record and the offset.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        # A first frame of 0x8b1f... bytes would be larger than the file, so the magic alone decides.
+        source = _unpacked(path) if packed or path.suffix == ".gz" else path
+        size = source.stat().st_size
+    except OSError as error:
+        raise UserError(f"the shard cannot be read ({error.strerror})", str(path)) from None
+    spare = _cached(path, ".idx")
+    index = (_Index.read(_beside(path), size) if source == path else None) or _Index.read(spare, size)
+    if index is None:
+        index = _index(source, path)
+        places = [_beside(path), spare] if source == path else [spare]
+        for place in places:
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                index.write(place)
+                break
+            except OSError:
+                continue  # an index is only a saving: without a place for it, it is made anew next time
+    return Shard(path, source, index)
+
+
+def _unpacked(path: Path) -> Path:
+    """The content of a gzip shard as a file in the cache."""
+    target = _cached(path, ".tfrecord")
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    done = 0
+    try:
+        with gzip.open(path, "rb") as packed, open(temporary, "wb") as file:
+            while block := packed.read(1 << 20):
+                file.write(block)
+                done += len(block)
+        os.replace(temporary, target)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(
+            f"the gzip stream is damaged after {done} unpacked bytes ({error})", str(path), "copy or make it again"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def _index(source: Path, name: Path) -> _Index:
+    """Scans a shard: every frame is checked, every record parsed for its tokens."""
+    size = source.stat().st_size
+    if size == 0:
+        return _Index(0, np.zeros(0, np.int64), np.zeros(0, np.uint32))
+    lengths, at = [], 0
+    with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        while at < size:
+            head = data[at : at + _FRAME]
+            if len(head) == _FRAME:
+                length, crc = struct.unpack("<QI", head)
+                if _mask(google_crc32c.value(head[:8])) != crc:
+                    what = "the checksum of a record's length does not hold"
+                    if not lengths:
+                        what += " (is this a TFRecord file?)"
+                    raise _damage(name, len(lengths), at, what)
+            if len(head) < _FRAME or at + _FRAME + length + 4 > size:
+                raise _damage(name, len(lengths), at, f"the file ends in the middle of a record (at byte {size})")
+            lengths.append(length)
+            at += _FRAME + length + 4
+    index = _Index(size, np.array(lengths, np.int64), np.zeros(len(lengths), np.uint32))
+    shard = Shard(name, source, index)
+    blocks = [
+        shard.read(np.arange(first, min(first + _BLOCK, len(lengths))))["input_mask"].sum(1)
+        for first in range(0, len(lengths), _BLOCK)
+    ]
+    return _Index(size, index.lengths, np.concatenate(blocks).astype(np.uint32))
+
+
+def _damage(name: Path, record: int, offset: int, what: str) -> UserError:
+    return UserError(what, f"{name}, record {record} at byte {offset}", "copy or make the shard again")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+class Shard:
+    """A shard with random access.
+
+    Attributes:
+        path: as given to `open_shard`.
+        num_records: how many.
+        tokens: int32[num_records], tokens of each record that are not padding.
+        spec: T and P, from the first record ((0, 0) for an empty shard).
+    """
+
+    def __init__(self, path: Path, source: Path, index: _Index) -> None:
+        self.path, self._source, self._index = path, source, index
+        self.num_records = len(index.lengths)
+        self.tokens = index.tokens.astype(np.int32)
+
+    def __repr__(self) -> str:
+        return f"Shard({str(self.path)!r}, {self.num_records} records)"
+
+    def __getstate__(self) -> dict:
+        # The map of the file is opened anew in another process.
+        return {key: value for key, value in self.__dict__.items() if key not in ("_data", "spec")}
+
+    @cached_property
+    def _data(self) -> mmap.mmap:
+        with open(self._source, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    @cached_property
+    def spec(self) -> RecordSpec:
+        if self.num_records == 0:
+            return RecordSpec(0, 0)
+        try:
+            return example.sizes_of(self._examples(np.array([0]))[0])
+        except example.BadRecord as error:
+            raise _damage(self.path, 0, _FRAME + error.offset, error.what) from None
+
+    def read(self, numbers: np.ndarray) -> Records:
+        """The records with these numbers, in this order, checksums compared. About a thousand at a time is fast.
+
+        Args:
+            numbers: int[n], each in 0..num_records-1; may repeat.
+
+        Returns:
+            Records as in features.py; those of our own features that the shard has.
+
+        Raises:
+            IndexError: no such record.
+            UserError: a damaged record; names shard, record and offset.
+        """
+        numbers = np.asarray(numbers, np.int64)
+        if len(numbers) and (numbers.min() < 0 or numbers.max() >= self.num_records):
+            raise IndexError(f"{self.path} has {self.num_records} records; asked for {numbers.min()}..{numbers.max()}")
+        pieces = self._examples(numbers)
+        ends = np.cumsum([0, *map(len, pieces)])
+        try:
+            return example.decode(np.frombuffer(b"".join(pieces), np.uint8), ends[:-1], ends[1:], self.spec)
+        except example.BadRecord as error:
+            record = int(numbers[error.row])
+            offset = int(self._index.offsets[record]) + _FRAME + error.offset
+            raise _damage(self.path, record, offset, error.what) from None
+
+    def _examples(self, numbers: np.ndarray) -> list[bytes]:
+        if not len(numbers):
+            return []
+        crc, data = google_crc32c.value, self._data
+        starts = self._index.offsets[numbers]
+        ends = starts + _FRAME + self._index.lengths[numbers]
+        pieces = [data[s + _FRAME : e] for s, e in zip(starts.tolist(), ends.tolist(), strict=True)]
+        stored = np.frombuffer(b"".join(data[e : e + 4] for e in ends.tolist()), "<u4")
+        wrong = np.flatnonzero(_masked(np.array([crc(piece) for piece in pieces], np.uint64)) != stored)
+        if len(wrong):
+            record = int(numbers[wrong[0]])
+            raise _damage(self.path, record, int(starts[wrong[0]]), "the checksum of the record does not hold")
+        return pieces

@@ -1,0 +1,163 @@
+"""The step: accumulation, meshes, the non-finite guard, and which weights learn."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bert_jax.config import BertConfig, Execution, Stage, TrainSettings
+from bert_jax.errors import UserError
+from bert_jax.model import bert
+from bert_jax.train import sharding
+from bert_jax.train.loss import make_pretraining_loss, weigh
+from bert_jax.train.optimizer import make_optimizer, make_schedule
+from bert_jax.train.step import TrainState, init_state, make_eval_step, make_train_step, measure
+from tests.conftest import random_batch
+
+TX = make_optimizer(TrainSettings())
+SCHEDULE = make_schedule([Stage(steps=100, learning_rate=1e-3)])
+
+
+def make_step(config: BertConfig, accumulate: int = 1, execution: Execution = Execution()):  # noqa: B008
+    return make_train_step(make_pretraining_loss(config, execution), weigh, TX, SCHEDULE, 3, accumulate)
+
+
+def without_dropout(config: BertConfig) -> BertConfig:
+    from dataclasses import replace
+
+    return replace(config, hidden_dropout=0.0, attention_dropout=0.0)
+
+
+def assert_trees_close(one: object, other: object, atol: float) -> None:
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=atol), jax.device_get(one), jax.device_get(other))
+
+
+def test_accumulation_equals_full_batch(small_world: BertConfig, loud_params: dict) -> None:
+    # predictions a row differ: the mean of the pieces' means would be another number
+    config, batch = without_dropout(small_world), random_batch(small_world, 8)
+    assert len(set(np.asarray(batch["mlm_weights"]).sum(1))) > 1
+
+    def step(accumulate: int) -> tuple:
+        # no optimizer: parameters move by the gradient itself
+        loss = make_pretraining_loss(config, Execution())
+        plain = make_train_step(loss, weigh, optax.identity(), lambda _: 1.0, 3, accumulate)
+        return jax.jit(plain)(init_state(loud_params, optax.identity()), batch)
+
+    plain, plain_metrics = step(1)
+    pieces, pieces_metrics = step(4)
+    assert_trees_close(plain.params, pieces.params, 1e-6)
+    for name in plain_metrics:
+        for ours, theirs in zip(plain_metrics[name], pieces_metrics[name], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (1, 8)])
+def test_eight_devices_equal_one(small_world: BertConfig, loud_params: dict, shape: tuple[int, int]) -> None:
+    """Dropout on: masks are functions of key and shape, not of where a row lies."""
+    batch = random_batch(small_world, 16)
+    alone, alone_metrics = jax.jit(make_step(small_world))(init_state(loud_params, TX), batch)
+
+    mesh = sharding.make_mesh(*shape)
+    places = sharding.shard_tree(mesh, bert.axes(small_world), loud_params)
+    with sharding.on(mesh):
+        params = jax.tree.map(jax.device_put, loud_params, places)
+        spread = jax.device_put(batch, sharding.rows(mesh))
+        together, metrics = jax.jit(make_step(small_world))(jax.jit(lambda p: init_state(p, TX))(params), spread)
+    np.testing.assert_allclose(metrics["loss"][0], alone_metrics["loss"][0], rtol=0, atol=1e-6)
+    assert_trees_close(together.params, alone.params, 1e-5)
+
+
+def test_dropout_changes_with_the_step_and_only_with_it(small_world: BertConfig, loud_params: dict) -> None:
+    batch = random_batch(small_world, 4)
+    step = jax.jit(make_step(small_world))
+    state = init_state(loud_params, TX)
+    loss = {t: float(step(state._replace(step=jnp.asarray(t)), batch)[1]["loss"][0]) for t in (0, 1, 0)}
+    again = float(step(state, batch)[1]["loss"][0])
+    assert loss[0] == again and loss[0] != loss[1]
+
+
+def test_scan_and_remat_change_no_number_beyond_rounding(small_world: BertConfig, loud_params: dict) -> None:
+    batch = random_batch(small_world, 4)
+    plain, _ = jax.jit(make_step(small_world))(init_state(loud_params, TX), batch)
+    for execution in (Execution(scan=True), Execution(remat=True), Execution(scan=True, remat=True)):
+        other, _ = jax.jit(make_step(small_world, execution=execution))(init_state(loud_params, TX), batch)
+        assert_trees_close(plain.params, other.params, 1e-5)
+
+
+def test_a_step_that_is_not_finite_leaves_everything_but_the_count(small_world: BertConfig, loud_params: dict) -> None:
+    step = jax.jit(make_step(small_world))
+    batch = random_batch(small_world, 4)
+    before = init_state(loud_params, TX)
+    bad = batch | {"mlm_weights": batch["mlm_weights"].at[0, 0].set(jnp.nan)}
+    after, metrics = step(before, bad)
+    assert int(after.step) == 1 and int(after.skipped) == 1 and float(metrics["skipped"][0]) == 1
+    assert_trees_close((after.params, after.opt_state), (before.params, before.opt_state), 0)
+    good, _ = step(after, batch)
+    assert int(good.skipped) == 0
+
+
+def test_positions_not_chosen_give_exactly_no_gradient(small_world: BertConfig, loud_params: dict) -> None:
+    """The loss looks at the chosen positions only; a label with weight 0 moves nothing."""
+    loss = make_pretraining_loss(small_world, Execution())
+    batch = random_batch(small_world, 4)
+    other_labels = jnp.where(batch["mlm_weights"] > 0, batch["mlm_labels"], 5)
+    gradient = jax.jit(lambda b: jax.grad(lambda p: loss(p, b, None, weigh(batch))[0])(loud_params))
+    assert_trees_close(gradient(batch), gradient(batch | {"mlm_labels": other_labels}), 0)
+
+    def by_hidden(hidden: jax.Array) -> jax.Array:
+        logits = bert.predict(small_world, loud_params, hidden, batch["mlm_positions"])
+        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["mlm_labels"][..., None], -1)[..., 0]
+        return -(picked * batch["mlm_weights"]).sum()
+
+    slope = jax.jit(jax.grad(by_hidden))(bert.encode(small_world, loud_params, batch).hidden)
+    chosen = np.zeros(slope.shape[:2], bool)
+    for row, (positions, weights) in enumerate(zip(batch["mlm_positions"], batch["mlm_weights"], strict=True)):
+        chosen[row, np.asarray(positions)[np.asarray(weights) > 0]] = True
+    assert np.all(np.asarray(slope)[~chosen] == 0) and np.all(np.abs(slope).sum(-1)[chosen] > 0)
+
+
+def test_measure_divides_once(small_world: BertConfig, loud_params: dict) -> None:
+    """Batches of uneven weight: the mean of means would differ."""
+    eval_step = jax.jit(make_eval_step(make_pretraining_loss(small_world, Execution()), weigh))
+    batch = random_batch(small_world, 8)
+    parts = [{name: x[rows] for name, x in batch.items()} for rows in (slice(0, 2), slice(2, 8))]
+    whole, split = measure(eval_step, loud_params, [batch]), measure(eval_step, loud_params, parts)
+    assert whole == pytest.approx(split, rel=1e-5)
+
+
+def test_a_batch_that_the_mesh_cannot_divide_is_refused_with_numbers() -> None:
+    with pytest.raises(UserError, match="a batch of 12 does not divide over 8 devices; choose a batch .* of 8"):
+        sharding.check_batch(sharding.make_mesh(), 12, 1, "stage.0")
+
+
+def test_a_width_that_fsdp_cannot_divide_is_refused_with_numbers(small_world: BertConfig) -> None:
+    from dataclasses import replace
+
+    odd = replace(small_world, width=36)
+    shapes = jax.eval_shape(partial(bert.init, odd), jax.random.key(0))
+    with pytest.raises(UserError, match="embeddings/position: an axis of 36 does not divide over 8 devices"):
+        sharding.shard_tree(sharding.make_mesh(1, 8), bert.axes(odd), shapes)
+
+
+def test_every_axis_name_of_the_model_has_a_rule_and_every_rule_a_name(small_world: BertConfig) -> None:
+    names = {name for spec in jax.tree.leaves(bert.axes(small_world)) for name in spec if name is not None}
+    assert names | {"batch"} == set(sharding.RULES)
+
+
+def test_the_batch_constraint_is_in_the_lowered_step(small_world: BertConfig) -> None:
+    mesh = sharding.make_mesh(4, 2)
+    shapes = jax.eval_shape(partial(bert.init, small_world), jax.random.key(0))
+    state = jax.eval_shape(lambda p: init_state(p, TX), shapes)
+    with sharding.on(mesh):
+        text = jax.jit(make_step(small_world)).lower(state, random_batch(small_world, 8)).as_text()
+    assert "sharding_constraint" in text and '"data", "fsdp"' in text
+
+
+def test_state_step_is_not_a_python_number(small_world: BertConfig, loud_params: dict) -> None:
+    assert isinstance(init_state(loud_params, TX), TrainState)
+    assert init_state(loud_params, TX).step.dtype == jnp.int32
