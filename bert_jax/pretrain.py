@@ -91,6 +91,11 @@ def pretrain(recipe: Recipe, run_dir: Path, kill_at: int | None = None) -> int:
         checkpoints.close()
         return 0
 
+    # a restart compiles nothing, and on a GPU runs the very kernels that were tuned before: same bits
+    jax.config.update("jax_compilation_cache_dir", str(run_dir.absolute() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
     # ----------------------------------------------------------------- state: shapes, then shardings, then arrays
     tx = make_optimizer(recipe.train)
     make_state = partial(_fresh_state, config, recipe.train.seed, tx)
@@ -168,6 +173,8 @@ def pretrain(recipe: Recipe, run_dir: Path, kill_at: int | None = None) -> int:
                     state, metrics = train_step(state, rows)
                     settle(pending)  # the step before: the one just begun runs on meanwhile
                     pending = Pending(step, metrics, batch)
+                if step == max(done, begin) + 1:
+                    report.pause()  # rates leave the compilation out
                 saves = step % recipe.checkpoint.every == 0 or step == recipe.steps or notice.given
                 measures = step % recipe.train.evaluate_every == 0 or step == end
                 if saves or measures or step == kill_at:
@@ -183,6 +190,7 @@ def pretrain(recipe: Recipe, run_dir: Path, kill_at: int | None = None) -> int:
                     os.kill(os.getpid(), signal.SIGKILL)
                 if notice.given:
                     break
+            batches.close()
             if notice.given:
                 break
         with clock.timed("saving"):

@@ -43,8 +43,9 @@ class Dataset:
         for place in np.unique(places):
             chosen = np.flatnonzero(places == place)
             shard = self.shards[place]
-            part = shard.read(numbers[chosen] - self.starts[place])
-            check(part, spec, self.manifest.vocab_size, str(shard.path))
+            inside = numbers[chosen] - self.starts[place]
+            part = shard.read(inside)
+            check(part, spec, self.manifest.vocab_size, str(shard.path), inside)
             parts.append(part)
             order.append(chosen)
         back = np.argsort(np.concatenate(order), kind="stable")
@@ -105,7 +106,13 @@ def train_batch(dataset: Dataset, order: Order, t: int, rows: slice, masking: st
 
 def remask(records: Records, manifest: Manifest, keys: np.ndarray) -> Records:
     """The same text with other tokens chosen: one key uint64[n] a record."""
-    rule = Rule(**manifest.rule)
+    rule = Rule(
+        cap=manifest.predictions,
+        rate=manifest.settings["rate"],
+        unit=manifest.settings["unit"],
+        mask_share=manifest.settings["mask_share"],
+        random_share=manifest.settings["random_share"],
+    )
     ids = restore(records)
     if rule.unit == "word" and "word_starts" not in records:
         raise UserError("these shards have no word starts", "data.masking", "use static masks, or make them anew")

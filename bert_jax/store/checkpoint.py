@@ -24,7 +24,12 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.path,
             options=options,
-            item_names=("params", "optimizer", "meta"),
+            # named here, so that a manager which has not saved yet can tell what a checkpoint holds
+            item_handlers={
+                "params": ocp.StandardCheckpointHandler(),
+                "optimizer": ocp.StandardCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
         )
 
     def latest(self) -> int | None:

@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 # The held-out levels of the manifest, as curves and tables name them.
 LEVELS = {
-    "unigram": "word frequencies",
-    "left_bigram": "left neighbour",
-    "two_sided_bigram": "both neighbours",
+    "unigram": "unigram (word frequencies)",
+    "left_bigram": "bigram (left neighbour)",
+    "two_sided_bigram": "bigrams (both neighbours)",
 }
 
 
@@ -221,7 +221,7 @@ def closing_table(run: str | Path) -> str:
     lines = [f"{'on held-out documents':<34}{'accuracy':>10}{'loss, nats':>12}"]
     for level, name in LEVELS.items():
         if level in levels:
-            lines.append(f"{'knowing the ' + name:<34}{levels[level]['accuracy']:>10.3f}{levels[level]['loss']:>12.3f}")
+            lines.append(f"{name:<34}{levels[level]['accuracy']:>10.3f}{levels[level]['loss']:>12.3f}")
     lines.append(
         f"{'this model, step ' + format(last['step'], ','):<34}"
         f"{last['masked_lm_accuracy']:>10.3f}{last['masked_lm_loss']:>12.3f}"

@@ -1,11 +1,13 @@
 """The one place where a token is chosen or replaced.
 
-Preparation, dynamic masking and evaluation all call `corrupt`. The caller gives the random generator, keyed by
-what the rows are (seed, shard, block, epoch) and never by when they were reached.
+Preparation, dynamic masking and evaluation all call `corrupt`. Random numbers are a function of one 64-bit key a
+row, made by `row_keys` from what the row is (seed, shard, record, epoch) and never from when it was reached: a row
+is corrupted alike alone and in any block, on any number of workers or hosts.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
@@ -101,7 +103,7 @@ def corrupt(
     special: Special,
     vocab_size: int,
     rule: Rule,
-    rng: np.random.Generator,
+    keys: np.ndarray,
 ) -> Corrupted:
     """Chooses units of each row and replaces their tokens, as in the BERT paper (Devlin et al. 2019, 3.1).
 
@@ -117,7 +119,7 @@ def corrupt(
         special: the mask id, and what is never drawn.
         vocab_size: V.
         rule: see `Rule`.
-        rng: the only source of randomness.
+        keys: uint64[n] from `row_keys`, the only source of randomness.
 
     Returns:
         Corrupted; the arguments are left as they are.
@@ -128,13 +130,14 @@ def corrupt(
         (units + np.arange(n, dtype=np.int64)[:, None] * length)[eligible], minlength=n * length
     ).reshape(n, length)
     counts = eligible.sum(1)
-    wanted = np.floor(rule.rate * counts + rng.random(n)).astype(np.int32)
+    wanted = np.floor(rule.rate * counts + uniform(keys, 0)).astype(np.int32)
     wanted = np.where(counts > 0, np.maximum(wanted, 1), 0).astype(np.int32)
     fitted = np.minimum(wanted, rule.cap).astype(np.int32)
 
-    keys = rng.random((n, length))
-    keys[sizes == 0] = 2.0
-    chosen = np.take_along_axis(_choose(keys, sizes, fitted), np.maximum(units, 0), axis=1) & eligible
+    # counters of a row's stream: 0 above, then T for the order of units, T for the dice, T for the replacements
+    places = uniform(keys[:, None], 1 + np.arange(length))
+    places[sizes == 0] = 2.0
+    chosen = np.take_along_axis(_choose(places, sizes, fitted), np.maximum(units, 0), axis=1) & eligible
 
     rows, columns = np.nonzero(chosen)
     taken = chosen.sum(1)
@@ -146,13 +149,41 @@ def corrupt(
     labels[rows, slots] = ids[rows, columns]
     weights[rows, slots] = 1.0
 
-    dice = rng.random(len(rows))
+    dice = uniform(keys[rows], 1 + length + columns)
     ordinary = np.setdiff1d(np.arange(vocab_size, dtype=np.int32), special_ids(special))
-    drawn = ordinary[rng.integers(0, len(ordinary), len(rows))]
+    drawn = ordinary[(uniform(keys[rows], 1 + 2 * length + columns) * len(ordinary)).astype(np.int64)]
     replaced = np.where(dice < rule.mask_share + rule.random_share, drawn, ids[rows, columns])
     out = ids.copy()
     out[rows, columns] = np.where(dice < rule.mask_share, np.int32(special.mask), replaced)
     return Corrupted(out, positions, labels, weights, wanted, fitted)
+
+
+def row_keys(key: tuple[int, ...], *rows: np.ndarray) -> np.ndarray:
+    """One 64-bit key a row: uint64[n] from integers that all rows share and int64[n] arrays that tell them apart.
+
+    Example:
+        >>> row_keys((1, 2), np.arange(3)).shape
+        (3,)
+    """
+    keys = np.frombuffer(hashlib.sha256(repr(key).encode()).digest()[:8], "<u8")[0]
+    for row in rows:
+        keys = _mix(keys + (row.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+    return keys
+
+
+def uniform(keys: np.ndarray, counters: np.ndarray | int) -> np.ndarray:
+    """float64 in [0, 1): number `counter` of the splitmix64 stream (Steele, Lea and Flood 2014) of each key."""
+    step = (np.asarray(counters, np.uint64) + np.uint64(1)) * _GOLDEN
+    return (_mix(keys + step) >> np.uint64(11)) * 2.0**-53
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def special_ids(special: Special) -> np.ndarray:

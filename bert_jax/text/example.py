@@ -94,7 +94,9 @@ def _varints(values: np.ndarray) -> Column:
     n, k = values.shape
     top = int(values.max(initial=0))
     width = 10 if values.min(initial=0) < 0 else max(1, -(-top.bit_length() // 7))
-    rest = values.astype(np.int64).view(np.uint64) if width == 10 else values.astype(np.uint32 if width < 5 else np.uint64)
+    rest = (
+        values.astype(np.int64).view(np.uint64) if width == 10 else values.astype(np.uint32 if width < 5 else np.uint64)
+    )
     column = np.empty((n, k, width), np.uint8)
     keep = np.ones((n, k, width), bool)
     for place in range(width):
@@ -379,7 +381,6 @@ def _fields(data: bytes, at: int, stop: int, row: int):
         if number == 0 or at > stop or at < begin:
             raise BadRecord(row, begin, "this is not a tf.train.Example (a field goes beyond its message)")
         yield number, wire, (begin, at), value
-
 
 
 def _varint(data: bytes, at: int, stop: int, row: int) -> tuple[int, int]:

@@ -85,7 +85,9 @@ def _frames(batch: Records) -> tuple[bytes, np.ndarray]:
     starts = ends - lengths - _FRAME - 4
     raw = block.tobytes()
     crc = google_crc32c.value
-    sums = np.array([crc(raw[s + _FRAME : e - 4]) for s, e in zip(starts.tolist(), ends.tolist(), strict=True)], np.uint64)
+    sums = np.array(
+        [crc(raw[s + _FRAME : e - 4]) for s, e in zip(starts.tolist(), ends.tolist(), strict=True)], np.uint64
+    )
     heads = {size: struct.pack("<QI", size, _mask(crc(struct.pack("<Q", size)))) for size in set(lengths.tolist())}
     block[starts[:, None] + np.arange(_FRAME)] = np.frombuffer(
         b"".join(heads[size] for size in lengths.tolist()), np.uint8

@@ -148,7 +148,9 @@ class Tokenizer:
             begins = np.array([not piece.startswith("##") for piece in self.pieces])
             return begins, np.zeros(self.vocab_size, bool)
         bare = [piece.lstrip(_SPACE) for piece in self.pieces]
-        begins = [p.startswith(_SPACE) or bool(b) and _stands_alone(b[0]) for p, b in zip(self.pieces, bare, strict=True)]
+        begins = [
+            p.startswith(_SPACE) or bool(b) and _stands_alone(b[0]) for p, b in zip(self.pieces, bare, strict=True)
+        ]
         return np.array(begins), np.array([bool(piece) and _stands_alone(piece[-1]) for piece in bare])
 
     # -----------------------------------------------------------------------------------------------------------
@@ -176,7 +178,9 @@ class Tokenizer:
                 return from_spiece(path.read_bytes(), str(path))
             if path.suffix == ".json":
                 return _from_json(path, {}, lowercase)
-            return _from_vocab_bytes(path.read_bytes(), str(path), {} if lowercase is None else {"do_lower_case": lowercase})
+            return _from_vocab_bytes(
+                path.read_bytes(), str(path), {} if lowercase is None else {"do_lower_case": lowercase}
+            )
         except FileNotFoundError:
             raise UserError("there is no tokenizer here", str(path), "give its directory or its vocab.txt") from None
         except OSError as error:
@@ -370,7 +374,9 @@ def _from_json(path: Path, config: dict, lowercase: bool | None) -> Tokenizer:
         return from_vocab(pieces, where, lower, **options)
     # Added tokens and their processor are left out: what is left never makes a special token from text.
     try:
-        engine = Engine.from_str(json.dumps(raw | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}))
+        engine = Engine.from_str(
+            json.dumps(raw | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None})
+        )
     except Exception as error:  # the library raises a bare Exception
         raise UserError(f"the tokenizers library cannot read it ({error})", where) from None
     vocab = engine.get_vocab()
