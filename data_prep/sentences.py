@@ -1,0 +1,17 @@
+"""Paragraphs to sentences."""
+
+from __future__ import annotations
+
+
+def split(paragraph: str, language: str) -> list[str]:
+    """Sentences of one paragraph, by the sentencex library (rules and abbreviations of the language, no model).
+
+    Args:
+        paragraph: one line of text; with language "none" it is taken as one sentence.
+        language: a code such as en, de, ko, zh.
+    """
+    if language == "none":
+        return [paragraph]
+    from sentencex import segment
+
+    return [stripped for sentence in segment(language, paragraph) if (stripped := sentence.strip())]
