@@ -37,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     def option(to: argparse.ArgumentParser, name: str, default, text: str, **more) -> None:
-        to.add_argument(name, default=default, help=f"{text} (default: {default})", **({"type": type(default)} | more))
+        to.add_argument(
+            name, default=default, help=f"{text} (default: {default})", **({"type": type(default)} | more)
+        )
 
     def bad_bytes(to: argparse.ArgumentParser, default: str) -> None:
         option(to, "--on-bad-bytes", default, "bytes that are not UTF-8", choices=("fail", "replace"))
@@ -50,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     base = TokenizerSettings()
     option(one, "--kind", base.kind, "algorithm", choices=KINDS)
     option(one, "--vocab", base.vocab_size, "number of pieces", type=_positive)
-    one.add_argument("--lower", action="store_true", help="lower-case the text (WordPiece: strip accents too)")
+    one.add_argument(
+        "--lower", action="store_true", help="lower-case the text (WordPiece: strip accents too)"
+    )
     option(one, "--coverage", base.coverage, "share of the text's characters to keep", type=_share)
     option(one, "--sample-megabytes", base.sample_megabytes, "text to train on; more is sampled by documents")
     bad_bytes(one, base.on_bad_bytes)
@@ -62,12 +66,20 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--out", required=True, help="directory to make")
     base = Settings()
     option(one, "--length", base.length, "tokens a record", type=_positive)
-    one.add_argument("--predictions", type=_positive, help="masked slots a record (default: derived, 20 at 128, 76 at 512)")
+    one.add_argument(
+        "--predictions", type=_positive, help="masked slots a record (default: derived, 20 at 128, 76 at 512)"
+    )
     option(one, "--rate", base.rate, "share of tokens to choose", type=_share)
     option(one, "--unit", base.unit, "choose tokens, or all tokens of a word", choices=("token", "word"))
     option(one, "--mask-share", base.mask_share, "chosen tokens that become [MASK]", type=_fraction)
     option(one, "--random-share", base.random_share, "chosen tokens that become random", type=_fraction)
-    option(one, "--duplicates", base.duplicates, "passes over the text, with other pairs and masks", type=_positive)
+    option(
+        one,
+        "--duplicates",
+        base.duplicates,
+        "passes over the text, with other pairs and masks",
+        type=_positive,
+    )
     option(one, "--short", base.short, "share of documents cut into shorter rows", type=_fraction)
     option(one, "--heldout", base.heldout, "share of the text held out, by documents", type=_share)
     option(one, "--language", base.language, "of the sentence splitter; none: a line is a sentence")
@@ -76,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--shards", type=_positive, help="training shards (default: one for every 4 MB of text)")
     one.add_argument("--workers", type=_positive, help="processes; changes no byte (default: all cores)")
 
-    one = command("inspect", _inspect, "Print a record as text, masked words shown as {original → replacement}.")
+    one = command(
+        "inspect", _inspect, "Print a record as text, masked words shown as {original → replacement}."
+    )
     one.add_argument("data", help="data set directory, or one shard with --tokenizer")
     one.add_argument("--tokenizer", help="for a shard: tokenizer directory or vocab.txt")
     one.add_argument("--split", default="train", help="train or heldout (default: train)")
@@ -116,9 +130,13 @@ def _shards(arguments: argparse.Namespace) -> int:
     from data_prep.shard import Settings
 
     if arguments.length < 8:
-        raise UserError(f"rows of {arguments.length} tokens hold no pair of sentences", "--length", "use 8 or more")
+        raise UserError(
+            f"rows of {arguments.length} tokens hold no pair of sentences", "--length", "use 8 or more"
+        )
     if arguments.mask_share + arguments.random_share > 1:
-        raise UserError("they are shares of one whole", "--mask-share, --random-share", "let them sum to 1 at most")
+        raise UserError(
+            "they are shares of one whole", "--mask-share, --random-share", "let them sum to 1 at most"
+        )
     settings = Settings(
         length=arguments.length,
         predictions=arguments.predictions or predictions_for(arguments.length, arguments.rate),

@@ -22,7 +22,8 @@ class Corpus:
 
     ids int32[n], word_start bool[n]: all tokens; sentences int64[s+1]: where each begins in them; documents
     int64[d+1]: the first sentence of each; numbers int64[d]: each document's number in the whole input.
-    `empty` documents had no token and are not here; `cut` sentences were longer than a row and became several.
+    `empty` documents had no token and are not here; `cut` sentences were longer than a row and became
+    several.
     """
 
     ids: np.ndarray
@@ -36,7 +37,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Instances:
-    """Rows to be: spans A and B of the corpus (int64[n] each), next_sentence label int32[n], document numbers."""
+    """Rows to be: spans A and B of the corpus (int64[n] each), label int32[n], document numbers."""
 
     a_begin: np.ndarray
     a_end: np.ndarray
@@ -87,7 +88,11 @@ def tokenise(
             long = sum(n > length - 3 for n in kept)
             if long:
                 cut += long
-                kept = [piece for n in kept for piece in (_pieces(n, (length - 2) // 2) if n > length - 3 else [n])]
+                kept = [
+                    piece
+                    for n in kept
+                    for piece in (_pieces(n, (length - 2) // 2) if n > length - 3 else [n])
+                ]
             if kept:
                 sizes.extend(kept)
                 counts.append(len(kept))
@@ -125,7 +130,7 @@ def _pieces(size: int, limit: int) -> list[int]:
 
 
 def pair(corpus: Corpus, length: int, short: float, duplicates: int, rng: np.random.Generator) -> Instances:
-    """Two segments, the second the true next one or one from another document, as google-research/bert makes them.
+    """Two segments, the second the true next one or from another document, as google-research/bert does.
 
     Per document: sentences are gathered until they fill a row (or, with probability `short`, a random shorter
     target); A is a random number of the first of them; B is the rest, or in half of the cases text from a
@@ -169,10 +174,14 @@ def pair(corpus: Corpus, length: int, short: float, duplicates: int, rng: np.ran
                 b_begin = b_end = first + int(draw() * (end - first))
                 while b_end < end and (b_end == b_begin or starts[b_end] - starts[b_begin] < wanted):
                     b_end += 1
-                spans.append((starts[begin], starts[split], starts[b_begin], starts[b_end], 1, document, other))
+                spans.append(
+                    (starts[begin], starts[split], starts[b_begin], starts[b_end], 1, document, other)
+                )
                 begin = at = split
             else:
-                spans.append((starts[begin], starts[split], starts[split], starts[at + 1], 0, document, document))
+                spans.append(
+                    (starts[begin], starts[split], starts[split], starts[at + 1], 0, document, document)
+                )
                 begin = at = at + 1
     columns = np.array(spans, np.int64).reshape(-1, 7).T
     return Instances(
@@ -181,7 +190,7 @@ def pair(corpus: Corpus, length: int, short: float, duplicates: int, rng: np.ran
 
 
 def truncate(instances: Instances, length: int, rng: np.random.Generator) -> tuple[Instances, int]:
-    """Shortens pairs to T - 3 tokens: the longer segment loses, each token from the front or the back at random.
+    """Shortens pairs to T - 3 tokens: the longer segment loses, at its front or back at random.
 
     The closed form of truncate_seq_pair in google-research/bert, where on equal lengths B loses.
 
@@ -218,7 +227,9 @@ def rows(corpus: Corpus, instances: Instances, length: int, special: Special) ->
     b = (instances.b_end - instances.b_begin)[:, None]
     in_a = (column >= 1) & (column <= a)
     in_b = (column >= a + 2) & (column <= a + b + 1)
-    source = np.where(in_a, instances.a_begin[:, None] + column - 1, instances.b_begin[:, None] + column - a - 2)
+    source = np.where(
+        in_a, instances.a_begin[:, None] + column - 1, instances.b_begin[:, None] + column - a - 2
+    )
     inside = in_a | in_b
     source = np.where(inside, source, 0)
     ids = np.where(inside, corpus.ids[source], np.int32(special.pad))

@@ -1,16 +1,16 @@
 """Reference levels: how well the masked tokens of the held-out split are guessed without a network.
 
-Training draws them into its curves: a loss that stays at the unigram level knows word frequencies and no more.
-Fitted on the original tokens of the train split, scored on the held-out split's masked tokens, whose neighbours are
-taken as they originally were.
+Training draws them into its curves: a loss that stays at the unigram level knows word frequencies and no
+more. Fitted on the original tokens of the train split, scored on the held-out split's masked tokens, whose
+neighbours are taken as they originally were.
 
 * uniform: 1 / V.
 * unigram: (count + 1/2) / (total + V'/2) over the V' ids that are not special tokens.
-* left bigram: p(w|l) = max(c(l,w) - d, 0) / c(l) + d n(l) / c(l) p(w), interpolated absolute discounting, n(l) the
-  number of different followers of l (Ney, Essen, Kneser 1994). d is the best of a grid on a twentieth of the train
-  documents when the rest is counted; then all are counted.
-* two-sided bigram: p(w|l,r) proportional to p(w|l) p(r|w), normalised over all w exactly: both factors are sparse
-  tables plus a product of vectors, so that the sum over the vocabulary has four cheap parts.
+* left bigram: p(w|l) = max(c(l,w) - d, 0) / c(l) + d n(l) / c(l) p(w), interpolated absolute discounting,
+  n(l) the number of different followers of l (Ney, Essen, Kneser 1994). d is the best of a grid on a
+  twentieth of the train documents when the rest is counted; then all are counted.
+* two-sided bigram: p(w|l,r) proportional to p(w|l) p(r|w), normalised over all w exactly: both factors are
+  sparse tables plus a product of vectors, so that the sum over the vocabulary has four cheap parts.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Bigram:
 
     Attributes:
         base: float64[V], smoothed p(right) over all counted pairs.
-        reserve: float64[V], d n(l) / c(l): the weight of `base` after each left id (1 where it was never seen).
+        reserve: float64[V], d n(l) / c(l): the weight of `base` after each left id (1 where it was never
+            seen).
         keys, shares: the counted pairs, ascending, and their (c - d) / c(l).
     """
 
@@ -122,8 +123,8 @@ class TwoSided:
     """p(w | l, r) proportional to p(w | l) p(r | w).
 
     With p(w|l) = s_l(w) + a_l u(w) and p(r|w) = t_r(w) + m(w) v(r), s and t sparse, the sum over w is
-    sum s_l t_r + v(r) sum s_l m + a_l sum u t_r + a_l v(r) sum u m, and the largest product is the largest of the
-    largest of four similar groups, since each group underestimates those w that belong to a fuller one.
+    sum s_l t_r + v(r) sum s_l m + a_l sum u t_r + a_l v(r) sum u m, and the largest product is the largest of
+    the largest of four similar groups, since each group underestimates those w that belong to a fuller one.
     """
 
     def __init__(self, forward: Bigram, backward: Bigram) -> None:
@@ -183,7 +184,10 @@ class TwoSided:
     def _both(self, left: int, right: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Words seen both after `left` and before `right`, with their two shares."""
         f = self.forward
-        here, there = slice(f.rows[left], f.rows[left + 1]), slice(self.columns[right], self.columns[right + 1])
+        here, there = (
+            slice(f.rows[left], f.rows[left + 1]),
+            slice(self.columns[right], self.columns[right + 1]),
+        )
         a, b = f.right[here], self.by_right[0][there]
         if not len(a) or not len(b):
             return a[:0], a[:0], a[:0]
@@ -224,7 +228,10 @@ def _count(paths: list[Path], vocab_size: int) -> tuple[Pairs, Pairs]:
             keys.append((ids[:, :-1] * vocab_size + ids[:, 1:])[inside])
             tune = records["documents"][:, 0] % 20 == 7
             mine.append(np.broadcast_to(tune[:, None], inside.shape)[inside])
-        every, which = np.concatenate([np.zeros(0, np.int64), *keys]), np.concatenate([np.zeros(0, bool), *mine])
+        every, which = (
+            np.concatenate([np.zeros(0, np.int64), *keys]),
+            np.concatenate([np.zeros(0, bool), *mine]),
+        )
         for target, part in ((aside, every[which]), (rest, every[~which])):
             target.append(np.unique(part, return_counts=True))
         done += int(shard.tokens.sum())

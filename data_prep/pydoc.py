@@ -1,12 +1,14 @@
 """The demo corpus: text that is on every machine with Python.
 
 The language reference in `pydoc_data.topics`, then the docstrings of the standard library, then those of the
-installed packages: read from source files by `ast`, nothing is imported or run. One document a topic or object.
+installed packages: read from source files by `ast`, nothing is imported or run. One document a topic or
+    object.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 import sysconfig
@@ -57,7 +59,8 @@ def write(path: str, max_megabytes: float = 12.0) -> tuple[int, int]:
     except OSError as error:
         raise UserError(f"the corpus cannot be written ({error.strerror})", path) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return count, size
 
 
@@ -68,7 +71,9 @@ def documents() -> Iterator[str]:
     for name in sorted(topics):
         if len(text := tidy(topics[name])) >= _SHORTEST:
             yield text
-    for root in dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")):
+    for root in dict.fromkeys(
+        sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    ):
         for path in _sources(Path(root)):
             for docstring in _docstrings(path):
                 if len(text := tidy(docstring)) >= _SHORTEST:
@@ -97,7 +102,9 @@ def _sources(root: Path) -> Iterator[Path]:
     """Python files below a directory by name; of the standard library without its tests and the packages."""
     for directory, folders, files in os.walk(root):
         folders[:] = sorted(
-            name for name in folders if name not in ("site-packages", "dist-packages", "test", "tests", "__pycache__")
+            name
+            for name in folders
+            if name not in ("site-packages", "dist-packages", "test", "tests", "__pycache__")
         )
         for name in sorted(files):
             if name.endswith(".py"):

@@ -15,7 +15,6 @@ import numpy as np
 from tqdm import tqdm
 
 from bert_jax.errors import UserError
-from bert_jax.text.corrupt import predictions_for
 from bert_jax.text.features import RecordSpec
 from bert_jax.text.manifest import NAME, Manifest, Split, load_manifest, write_manifest
 from bert_jax.text.tokenizer import Tokenizer
@@ -49,7 +48,8 @@ def prepare(
         patterns: input files and globs.
         tokenizer_path: anything that `Tokenizer.load` opens; a copy goes into `directory`/tokenizer.
         settings: all that decides the content.
-        explicit_predictions: the number of predictions was asked for, so a rate that it holds down is no error.
+        explicit_predictions: the number of predictions was asked for, so a rate that it holds down is no
+            error.
         shards: number of training shards; None takes one for every 4 MB of text.
         workers: processes; None takes all cores. Changes nothing in the files.
 
@@ -66,6 +66,7 @@ def prepare(
     if out.exists() and not out.is_dir():
         raise UserError("this is a file", directory, "give a directory for the data set")
     plan = make_plan(paths, settings, shards)
+    _check_leftovers(out, plan)
     try:
         tokenizer.save(out / "tokenizer")
     except OSError as error:
@@ -125,7 +126,8 @@ def make_plan(paths: list[Path], settings: shard.Settings, shards: int | None = 
     for split, ranges in (("train", cut), ("heldout", _cut(weights * held_out, held_out, None))):
         for number, (first, last) in enumerate(ranges):
             inside = [
-                file for file, (_, end) in zip(files, [*files[1:], (None, len(sizes))], strict=True)
+                file
+                for file, (_, end) in zip(files, [*files[1:], (None, len(sizes))], strict=True)
                 if file[1] < last and end > first
             ]
             tasks.append(shard.Task(split, number, len(ranges), first, last, tuple(inside), border))
@@ -149,7 +151,7 @@ def _cut(weights: np.ndarray, chosen: np.ndarray, shards: int | None) -> list[tu
     return list(zip(borders[:-1], borders[1:], strict=True))
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Worker processes
 
 _worker: dict = {}  # what a worker process was started with; set once, before its first shard
@@ -187,7 +189,9 @@ def _make_all(plan: Plan, settings: shard.Settings, out: Path, workers: int) -> 
 
 def _start(out: str, settings: shard.Settings, done) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
-    _worker.update(out=Path(out), settings=settings, done=done, tokenizer=Tokenizer.load(Path(out) / "tokenizer"))
+    _worker.update(
+        out=Path(out), settings=settings, done=done, tokenizer=Tokenizer.load(Path(out) / "tokenizer")
+    )
 
 
 def _work(task: shard.Task) -> shard.Made:
@@ -198,7 +202,7 @@ def _work(task: shard.Task) -> shard.Made:
     return shard.make(task, _worker["settings"], _worker["tokenizer"], _worker["out"], progress)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Totals and checks
 
 
@@ -222,7 +226,7 @@ def _split(made: list[shard.Made]) -> Split:
 
 
 def _check_rate(name: str, split: Split, settings: shard.Settings, explicit: bool) -> None:
-    """Refuses masks more than 5 % off their rate, unless a reason is known: the cap asked for, or whole words."""
+    """Refuses masks more than 5 % off their rate without a known reason: the cap asked for, whole words."""
     rates = split.rates
     expected = settings.rate * rates["eligible"]
     off = rates["chosen"] / max(expected, 1) - 1
@@ -240,6 +244,20 @@ def _check_rate(name: str, split: Split, settings: shard.Settings, explicit: boo
     if not reasons:
         raise UserError(message, f"the {name} split", f"raise --predictions (now {settings.predictions})")
     print(f"bert-data: note: {name}: {message}: {'; '.join(reasons)}", file=sys.stderr)
+
+
+def _check_leftovers(out: Path, plan: Plan) -> None:
+    """Shards of an unfinished run: the same names are written again, others are in the way."""
+    known = {task.name for task in plan.tasks}
+    for path in sorted(out.glob("*.tfrecord")) if out.exists() else []:
+        if path.name not in known:
+            raise UserError(
+                "the directory has no manifest but shards of another run",
+                str(path),
+                "remove them, or give another --out",
+            )
+    for path in sorted(out.glob(".*.tmp")) if out.exists() else []:
+        path.unlink(missing_ok=True)
 
 
 def _already_done(out: Path, recorded: dict, inputs: list, tokenizer: Tokenizer) -> Manifest:
@@ -260,12 +278,9 @@ def _already_done(out: Path, recorded: dict, inputs: list, tokenizer: Tokenizer)
             path = out / info.name
             if not path.exists() or path.stat().st_size != info.bytes:
                 raise UserError(
-                    "a shard of this finished data set is missing or cut", str(path), "remove manifest.json, run again"
+                    "a shard of this finished data set is missing or cut",
+                    str(path),
+                    "remove manifest.json, run again",
                 )
     print(f"already done: {out}", file=sys.stderr)
     return manifest
-
-
-def derive(settings: dict) -> int:
-    """Predictions a record where none are asked for."""
-    return predictions_for(settings["length"], settings["rate"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def split(paragraph: str, language: str) -> list[str]:
-    """Sentences of one paragraph, by the sentencex library (rules and abbreviations of the language, no model).
+    """Sentences of one paragraph, by the sentencex library (rules of the language, no model).
 
     Args:
         paragraph: one line of text; with language "none" it is taken as one sentence.

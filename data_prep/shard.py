@@ -17,13 +17,15 @@ from bert_jax.text.records import write_shard
 from bert_jax.text.tokenizer import Tokenizer
 from data_prep import layouts, sources
 
-_ROWS = 2048  # rows masked and written at a time; part of what a shard is, since each block has its own generator
+_ROWS = (
+    2048  # rows masked and written at a time; part of what a shard is, since each block has its own generator
+)
 _SPLITS = ("train", "heldout")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides the content of shards, besides the inputs and the tokenizer. Defaults stand here only."""
+    """All that decides what shards hold, besides inputs and tokenizer. Defaults stand here only."""
 
     length: int = 128
     predictions: int = 20
@@ -41,10 +43,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Task:
-    """Which shard: `number` of `total` of a split, made of its documents among those numbered `first` to `last`-1.
+    """Shard `number` of `total` of a split: its documents among those numbered `first` to `last`-1.
 
-    `files` are the input files with the number of their first document; documents whose hash is below `border`
-    are held out.
+    `files` are the input files with the number of their first document; documents whose hash is below
+    `border` are held out.
     """
 
     split: str
@@ -93,7 +95,7 @@ def make(
     )
     if len(corpus.numbers) < 2:
         raise UserError(
-            f"the {task.split} split has fewer than two documents with text, random next segments need another",
+            "there are fewer than two documents with text, and random next segments need another",
             task.name,
             "give more documents, or fewer shards with --shards",
         )
@@ -116,7 +118,9 @@ def make(
             directory / task.name, _blocks(task, settings, tokenizer, corpus, instances, counts), spec
         )
     except OSError as error:
-        raise UserError(f"the shard cannot be written ({error.strerror})", str(directory / task.name)) from None
+        raise UserError(
+            f"the shard cannot be written ({error.strerror})", str(directory / task.name)
+        ) from None
     padding = summary.records * settings.length - summary.tokens
     info = ShardInfo(task.name, summary.records, summary.bytes, summary.sha256, summary.tokens, padding)
     return Made(task.split, task.number, info, counts)
@@ -143,8 +147,20 @@ def _blocks(
 ) -> Iterator[Records]:
     """Masked rows, a block at a time; adds to `counts`."""
     special = tokenizer.special
-    rule = Rule(settings.predictions, settings.rate, settings.unit, settings.mask_share, settings.random_share)
-    names = ("eligible", "wanted", "overflowed", "unfilled", "chosen", "masked", "kept", "random", "random_next")
+    rule = Rule(
+        settings.predictions, settings.rate, settings.unit, settings.mask_share, settings.random_share
+    )
+    names = (
+        "eligible",
+        "wanted",
+        "overflowed",
+        "unfilled",
+        "chosen",
+        "masked",
+        "kept",
+        "random",
+        "random_next",
+    )
     counts |= dict.fromkeys(names, 0)
     for first in range(0, len(instances), _ROWS):
         records = layouts.rows(corpus, instances.take(slice(first, first + _ROWS)), settings.length, special)

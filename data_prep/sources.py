@@ -1,7 +1,7 @@
 """Documents out of files: plain text and JSON lines, each also .gz and .zst.
 
-Plain text: a blank line or the end of a file ends a document, a line is a paragraph. JSON lines: one object a line,
-its key "text" is the document. A document is a string whose lines are its paragraphs.
+Plain text: a blank line or the end of a file ends a document, a line is a paragraph. JSON lines: one object a
+line, its key "text" is the document. A document is a string whose lines are its paragraphs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Input:
 
 
 def expand(patterns: Iterable[str]) -> list[Path]:
-    """Files named by paths and globs (`**` too), each pattern's matches in the order of their names, each once.
+    """Files named by paths and globs (`**` too), the matches of each sorted by name, each once.
 
     Raises:
         UserError: a pattern without a match, or a directory.
@@ -46,7 +46,9 @@ def expand(patterns: Iterable[str]) -> list[Path]:
             if os.path.isdir(match):
                 if len(matches) > 1:
                     continue
-                raise UserError("this is a directory", match, f"name its files, as in '{match.rstrip('/')}/*.txt'")
+                raise UserError(
+                    "this is a directory", match, f"name its files, as in '{match.rstrip('/')}/*.txt'"
+                )
             found.setdefault(Path(match))
     if not found:
         raise UserError("no file matches", " ".join(patterns), "check the path")
@@ -69,7 +71,8 @@ def documents(path: Path, bad_bytes: str = "fail") -> Iterator[str]:
     """The documents of one file, in order.
 
     Args:
-        path: the suffix (before .gz or .zst) decides: .jsonl, .ndjson and .json are JSON lines, the rest text.
+        path: the suffix (before .gz or .zst) decides: .jsonl, .ndjson and .json are JSON lines, the rest
+            text.
         bad_bytes: "fail", or "replace" to put U+FFFD where bytes are not UTF-8.
 
     Raises:
@@ -79,7 +82,11 @@ def documents(path: Path, bad_bytes: str = "fail") -> Iterator[str]:
     for suffix in (".gz", ".zst"):
         name = name.removesuffix(suffix)
     lines = _decoded(path, bad_bytes)
-    found = _json_lines(lines, path, bad_bytes) if name.endswith((".jsonl", ".ndjson", ".json")) else _paragraphs(lines)
+    found = (
+        _json_lines(lines, path, bad_bytes)
+        if name.endswith((".jsonl", ".ndjson", ".json"))
+        else _paragraphs(lines)
+    )
     count = 0
     for count, document in enumerate(found, 1):  # noqa: B007
         yield document
@@ -117,7 +124,9 @@ def _json_lines(lines: Iterator[tuple[int, str]], path: Path, bad_bytes: str) ->
         except UnicodeEncodeError:
             if bad_bytes == "fail":
                 raise UserError(
-                    "the text holds half of a surrogate pair", where, "mend it, or pass --on-bad-bytes replace"
+                    "the text holds half of a surrogate pair",
+                    where,
+                    "mend it, or pass --on-bad-bytes replace",
                 ) from None
             text = text.translate(_SURROGATES)
         paragraphs = [stripped for part in text.split("\n") if (stripped := part.strip())]

@@ -63,7 +63,11 @@ def table(manifest: Manifest) -> str:
 
 
 def inspect(
-    path: str, tokenizer_path: str | None = None, split: str = "train", record: int | None = None, seed: int | None = None
+    path: str,
+    tokenizer_path: str | None = None,
+    split: str = "train",
+    record: int | None = None,
+    seed: int | None = None,
 ) -> str:
     """One record as readable text, its masked words and its label shown.
 

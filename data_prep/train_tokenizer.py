@@ -1,4 +1,4 @@
-"""Trains a tokenizer from text: SentencePiece unigram or BPE, or WordPiece. The same input gives the same bytes."""
+"""Trains a tokenizer: SentencePiece unigram or BPE, or WordPiece. The same input gives the same bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from data_prep.shard import document_hash
 
 RECORD = "training.json"
 KINDS = ("unigram", "bpe", "wordpiece")
-# Unigram's pieces hang on the number of threads (sums of floats in another order), so it is the same everywhere.
+# Unigram's pieces hang on the number of threads (sums of floats in another order), so it is the same
+# everywhere.
 _THREADS = 4
 _LONGEST = 4000  # characters of a line given to training; longer ones are cut there
 
@@ -39,13 +40,13 @@ class TokenizerSettings:
 
 
 def train(patterns: list[str], directory: str, settings: TokenizerSettings) -> Tokenizer:
-    """Trains a tokenizer and saves it in `directory`; if it is already there with the same settings, only says so.
+    """Trains a tokenizer into `directory`; if it is there already from the same settings, only says so.
 
     Args:
         patterns: input files and globs, see sources.py.
         directory: gets the files of `Tokenizer.save` and training.json, what it was trained with.
-        settings: a corpus beyond `sample_megabytes` of text is sampled by documents, by hash and seed; characters
-            beyond `coverage` of the text become [UNK].
+        settings: a corpus beyond `sample_megabytes` of text is sampled by documents, by hash and seed;
+            characters beyond `coverage` of the text become [UNK].
 
     Raises:
         UserError: bad input, too little text for the vocabulary, another tokenizer in the directory.
@@ -59,7 +60,9 @@ def train(patterns: list[str], directory: str, settings: TokenizerSettings) -> T
             print(f"already done: {out}", file=sys.stderr)
             return Tokenizer.load(out)
         raise UserError(
-            "there is already a tokenizer from other settings or text", directory, "give another --out, or remove it"
+            "there is already a tokenizer from other settings or text",
+            directory,
+            "give another --out, or remove it",
         )
     lines = _sample(paths, settings)
     make = _wordpiece if settings.kind == "wordpiece" else _sentencepiece
@@ -137,8 +140,8 @@ def _sentencepiece(lines: list[str], settings: TokenizerSettings) -> Tokenizer:
 def _wordpiece(lines: list[str], settings: TokenizerSettings) -> Tokenizer:
     """WordPiece by the trainer of `tokenizers`, made repeatable.
 
-    That trainer numbers characters in the order of a hash table, and breaks ties by these numbers, so that every
-    run gives another vocabulary. Here it gets all characters and their ## forms in sorted order first.
+    That trainer numbers characters in the order of a hash table, and breaks ties by these numbers, so that
+    every run gives another vocabulary. Here it gets all characters and their ## forms in sorted order first.
     """
     from tokenizers import Tokenizer as Engine
     from tokenizers import models, normalizers, pre_tokenizers, trainers
@@ -172,10 +175,12 @@ def _wordpiece(lines: list[str], settings: TokenizerSettings) -> Tokenizer:
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    # Each word as often as it stands in the text would take long; the trainer counts whole inputs, so words are
-    # given in a fixed order, repeated.
+    # Each word as often as it stands in the text would take long; the trainer counts whole inputs, so words
+    # are given in a fixed order, repeated.
     repeated = (word for word in sorted(words) for _ in range(words[word]))
-    with tqdm(repeated, desc="training", unit="words", total=words.total(), leave=False, disable=None) as given:
+    with tqdm(
+        repeated, desc="training", unit="words", total=words.total(), leave=False, disable=None
+    ) as given:
         engine.train_from_iterator(iter(given), trainer)
     vocab = engine.get_vocab()
     return from_vocab(sorted(vocab, key=vocab.get), "vocab.txt", settings.lowercase)

@@ -1,1 +1,1 @@
-"""What preparation and training must agree on: tokenizer, records, manifest, corruption. Never imports JAX."""
+"""What preparation and training must agree on: tokenizer, records, masks. Never imports JAX."""

@@ -1,8 +1,8 @@
 """The one place where a token is chosen or replaced.
 
-Preparation, dynamic masking and evaluation all call `corrupt`. Random numbers are a function of one 64-bit key a
-row, made by `row_keys` from what the row is (seed, shard, record, epoch) and never from when it was reached: a row
-is corrupted alike alone and in any block, on any number of workers or hosts.
+Preparation, dynamic masking and evaluation all call `corrupt`. Random numbers are a function of one 64-bit
+key a row, made by `row_keys` from what the row is (seed, shard, record, epoch) and never from when it was
+reached: a row is corrupted alike alone and in any block, on any number of workers or hosts.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Corrupted:
-    """ids int32[n,T]; positions, labels int32[n,P] (ascending, 0 where unused); weights float32[n,P] (1 or 0).
+    """ids int32[n,T]; positions, labels int32[n,P] (ascending, 0 if unused); weights float32[n,P] (1 or 0).
 
-    `wanted` int32[n] is what the rate asked for before the cap; `fitted` int32[n] what the cap left of it. A row
-    holds fewer than `fitted` choices only where no remaining word was short enough.
+    `wanted` int32[n] is what the rate asked for before the cap; `fitted` int32[n] what the cap left of it. A
+    row holds fewer than `fitted` choices only where no remaining word was short enough.
     """
 
     ids: np.ndarray
@@ -60,10 +60,10 @@ class Corrupted:
 
 
 def predictions_for(length: int, rate: float = 0.15) -> int:
-    """Predictions a row: the least even number that holds 99 % of what full rows ask for (20 at 128, 76 at 512).
+    """Predictions a row: least even number to hold 99 % of what full rows ask for (20 at 128, 76 at 512).
 
-    Three tokens of a full row are special, so `rate * (length - 3)` are asked for on average. Word-wise choice
-    asks for the same number. What does not fit is counted, see `Corrupted.wanted`.
+    Three tokens of a full row are special, so `rate * (length - 3)` are asked for on average. Word-wise
+    choice asks for the same number. What does not fit is counted, see `Corrupted.wanted`.
     """
     return 2 * max(1, ceil(0.99 * rate * (length - 3) / 2))
 
@@ -89,7 +89,7 @@ def units_of(ids: np.ndarray, word_start: np.ndarray | None, special: Special, u
     else:
         if word_start is None:
             raise ValueError("whole words need word starts")
-        # A segment may begin in the middle of a word: what follows a special token is always a unit of its own.
+        # A segment may begin in the middle of a word: what follows a special token begins a unit.
         begins = word_start | barred
         begins[:, 1:] |= barred[:, :-1]
         begins[:, 0] = True
@@ -134,7 +134,8 @@ def corrupt(
     wanted = np.where(counts > 0, np.maximum(wanted, 1), 0).astype(np.int32)
     fitted = np.minimum(wanted, rule.cap).astype(np.int32)
 
-    # counters of a row's stream: 0 above, then T for the order of units, T for the dice, T for the replacements
+    # counters of a row's stream: 0 above, then T for the order of units, T for the dice, T for the
+    # replacements
     places = uniform(keys[:, None], 1 + np.arange(length))
     places[sizes == 0] = 2.0
     chosen = np.take_along_axis(_choose(places, sizes, fitted), np.maximum(units, 0), axis=1) & eligible
@@ -159,7 +160,7 @@ def corrupt(
 
 
 def row_keys(key: tuple[int, ...], *rows: np.ndarray) -> np.ndarray:
-    """One 64-bit key a row: uint64[n] from integers that all rows share and int64[n] arrays that tell them apart.
+    """One 64-bit key a row, uint64[n]: from integers that all rows share and int64[n] arrays that differ.
 
     Example:
         >>> row_keys((1, 2), np.arange(3)).shape
@@ -172,7 +173,7 @@ def row_keys(key: tuple[int, ...], *rows: np.ndarray) -> np.ndarray:
 
 
 def uniform(keys: np.ndarray, counters: np.ndarray | int) -> np.ndarray:
-    """float64 in [0, 1): number `counter` of the splitmix64 stream (Steele, Lea and Flood 2014) of each key."""
+    """float64 in [0, 1): number `counters` of each key's splitmix64 stream (Steele, Lea and Flood 2014)."""
     step = (np.asarray(counters, np.uint64) + np.uint64(1)) * _GOLDEN
     return (_mix(keys + step) >> np.uint64(11)) * 2.0**-53
 

@@ -1,10 +1,11 @@
 """tf.train.Example to arrays and back, a block of records at a time, without TensorFlow or protobuf.
 
 Writing gives the canonical bytes: map entries in the order of their names, packed lists, shortest varints, as
-protobuf's deterministic serialisation does. Reading takes any Example: records of the usual form (packed lists) are
-decoded together, the rest (unpacked lists, other orders of fields) one by one.
+protobuf's deterministic serialisation does. Reading takes any Example: records of the usual form (packed
+lists) are decoded together, the rest (unpacked lists, other orders of fields) one by one.
 
-Wire format: https://protobuf.dev/programming-guides/encoding ; messages: tensorflow/core/example/{example,feature}.proto
+Wire format: https://protobuf.dev/programming-guides/encoding ; messages:
+    tensorflow/core/example/{example,feature}.proto
 
     Example  { Features features = 1; }
     Features { map<string, Feature> feature = 1; }        an entry is { string key = 1; Feature value = 2; }
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bert_jax.text.features import NAMES, RecordSpec, Records
+from bert_jax.text.features import NAMES, Records, RecordSpec
 
 _KINDS = {name: 3 for name in NAMES} | {"masked_lm_weights": 2, "word_starts": 1}
 # A ragged column: bytes uint8[n,w] and which of them exist bool[n,w].
@@ -30,7 +31,7 @@ class BadRecord(ValueError):
         super().__init__(f"record {row} at {offset}: {what}")
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Writing
 
 
@@ -71,7 +72,9 @@ def _entry(name: str, values: np.ndarray, n: int) -> list[Column]:
     listed = _tagged(b"\x0a", [payload], n)
     feature = _tagged(bytes([kind << 3 | 2]), listed, n)
     key = name.encode()
-    return _tagged(b"\x0a", [_constant(b"\x0a" + bytes([len(key)]) + key, n), *_tagged(b"\x12", feature, n)], n)
+    return _tagged(
+        b"\x0a", [_constant(b"\x0a" + bytes([len(key)]) + key, n), *_tagged(b"\x12", feature, n)], n
+    )
 
 
 def _tagged(tag: bytes, columns: list[Column], n: int) -> list[Column]:
@@ -95,7 +98,9 @@ def _varints(values: np.ndarray) -> Column:
     top = int(values.max(initial=0))
     width = 10 if values.min(initial=0) < 0 else max(1, -(-top.bit_length() // 7))
     rest = (
-        values.astype(np.int64).view(np.uint64) if width == 10 else values.astype(np.uint32 if width < 5 else np.uint64)
+        values.astype(np.int64).view(np.uint64)
+        if width == 10
+        else values.astype(np.uint32 if width < 5 else np.uint64)
     )
     column = np.empty((n, k, width), np.uint8)
     keep = np.ones((n, k, width), bool)
@@ -109,7 +114,7 @@ def _varints(values: np.ndarray) -> Column:
     return column.reshape(n, -1), keep.reshape(n, -1)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Reading
 
 
@@ -154,7 +159,9 @@ def decode(data: np.ndarray, starts: np.ndarray, ends: np.ndarray, spec: RecordS
             wrong = kinds[name][rows] != _KINDS[name]
             if wrong.any():
                 row = int(rows[np.flatnonzero(wrong)[0]])
-                raise BadRecord(row, int(begin[np.flatnonzero(wrong)[0]] - starts[row]), f"{name} is of another type")
+                raise BadRecord(
+                    row, int(begin[np.flatnonzero(wrong)[0]] - starts[row]), f"{name} is of another type"
+                )
             out[rows] = _values(buffer, begin, stop, name, width, rows, starts, spec)
         for row, found in lists.items():
             if name in found:
@@ -179,7 +186,9 @@ def _width(name: str, spec: RecordSpec) -> int:
     return {"next_sentence_labels": 1, "relation": 1, "documents": 2}.get(name, spec.length)
 
 
-def _read_varints(buffer: np.ndarray, at: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _read_varints(
+    buffer: np.ndarray, at: np.ndarray, stop: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Varints of up to five bytes at many places: values, the places after them, and which were in order."""
     value = np.zeros(len(at), np.int64)
     position = at.copy()
@@ -194,7 +203,9 @@ def _read_varints(buffer: np.ndarray, at: np.ndarray, stop: np.ndarray) -> tuple
     return value, position, ~open_ & (position <= stop)
 
 
-def _field(buffer: np.ndarray, at: np.ndarray, stop: np.ndarray, tag: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _field(
+    buffer: np.ndarray, at: np.ndarray, stop: np.ndarray, tag: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A length-delimited field with the given tag: start and end of its content, and where it was found."""
     fine = (at < stop) & (buffer[np.minimum(at, len(buffer) - 1)] == tag)
     length, begin, whole = _read_varints(buffer, at + 1, stop)
@@ -206,8 +217,8 @@ def _spans(buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray):
     """Where the payload of each known feature lies, all records stepping over their map entries together.
 
     Returns:
-        spans {name: (begin int64[n], end int64[n])} (-1 where absent), kinds {name: int8[n]}, and bool[n]: the
-        records that are not of the usual form and must be parsed one by one.
+        spans {name: (begin int64[n], end int64[n])} (-1 where absent), kinds {name: int8[n]}, and bool[n]:
+        the records that are not of the usual form and must be parsed one by one.
     """
     n = len(starts)
     spans: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -306,7 +317,7 @@ def _windows(buffer: np.ndarray, begin: np.ndarray, width: int) -> np.ndarray:
     return view[begin]  # indexing copies the rows asked for; np.take would first copy the whole view
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # One record at a time: whatever protobuf allows
 
 

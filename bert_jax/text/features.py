@@ -1,7 +1,7 @@
 """The record: names, dtypes and shapes of the features, and the checks that every room relies on.
 
-The first seven features are exactly those of google-research/bert (create_pretraining_data.py), so that either
-side reads the other's shards. The other three are ours; a reader ignores what it does not know.
+The first seven features are exactly those of google-research/bert (create_pretraining_data.py), so that
+either side reads the other's shards. The other three are ours; a reader ignores what it does not know.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def restore(records: Records) -> np.ndarray:
 def check(records: Records, spec: RecordSpec, vocab_size: int, where: str, first: int = 0) -> None:
     """Refuses records that the model would misread, where they enter.
 
-    JAX clamps an out-of-range gather silently and would train on the wrong row, so ids, segments and positions
-    are compared with their bounds here.
+    JAX clamps an out-of-range gather silently and would train on the wrong row, so ids, segments and
+    positions are compared with their bounds here.
 
     Args:
         records: a batch as `Shard.read` returns it.
@@ -80,14 +80,16 @@ def check(records: Records, spec: RecordSpec, vocab_size: int, where: str, first
         "masked_lm_positions": spec.length,
         "input_mask": 2,
         "segment_ids": 2,
+        "next_sentence_labels": 2,
     }
     numbers = np.broadcast_to(np.asarray(first), (n,)) + (np.arange(n) if np.ndim(first) == 0 else 0)
     for name, bound in bounds.items():
-        wrong = (records[name] < 0) | (records[name] >= bound)
+        values = records[name].reshape(n, -1)
+        wrong = (values < 0) | (values >= bound)
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
             raise UserError(
-                f"{name} holds {records[name][row, column]} where values run from 0 to {bound - 1}",
+                f"{name} holds {values[row, column]} where values run from 0 to {bound - 1}",
                 f"{where}, record {numbers[row]}",
                 "the shard was made with another tokenizer or length: use the one named in its manifest",
             )

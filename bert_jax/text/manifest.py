@@ -41,7 +41,8 @@ class Split:
 class Manifest:
     """A data set: what made it (tokenizer, settings, inputs, seed) and what it holds.
 
-    `levels` are reference losses (nats) and accuracies on the held-out masked tokens, see data_prep/levels.py.
+    `levels` are reference losses (nats) and accuracies on the held-out masked tokens, see
+    data_prep/levels.py.
     """
 
     tokenizer: str
@@ -79,7 +80,9 @@ def load_manifest(directory: str | os.PathLike) -> Manifest:
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
         found = raw.get("schema") if isinstance(raw, dict) else None
         raise UserError(
-            f"the manifest has schema {found}, this version reads {SCHEMA}", str(path), "prepare the data again"
+            f"the manifest has schema {found}, this version reads {SCHEMA}",
+            str(path),
+            "prepare the data again",
         )
     try:
         splits = {
@@ -88,7 +91,9 @@ def load_manifest(directory: str | os.PathLike) -> Manifest:
         }
         return Manifest(**raw | {"splits": splits, "special": Special(**raw["special"])})
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"the manifest lacks something ({error})", str(path), "prepare the data again") from None
+        raise UserError(
+            f"the manifest lacks something ({error})", str(path), "prepare the data again"
+        ) from None
 
 
 def write_manifest(directory: str | os.PathLike, manifest: Manifest) -> None:

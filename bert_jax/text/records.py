@@ -1,10 +1,12 @@
 """Shards: TFRecord framing, checksums, the index beside each file, random access by record number.
 
-A record is `length uint64, masked CRC32C of it uint32, the Example, masked CRC32C of it uint32`, little endian
-(tensorflow/core/lib/io/record_writer.h). A gzip shard, as TensorFlow writes them, is unpacked once into the cache.
+A record is `length uint64, masked CRC32C of it uint32, the Example, masked CRC32C of it uint32`, little
+endian (tensorflow/core/lib/io/record_writer.h). A gzip shard, as TensorFlow writes them, is unpacked once
+into the cache.
 
-The index `NAME.idx`: the magic, bytes of the shard and number of records (uint64 each), then per record the offset
-of its frame (uint64), the length of its Example and its number of tokens (uint32 each), then a CRC32C of all that.
+The index `NAME.idx`: the magic, bytes of the shard and number of records (uint64 each), then per record the
+offset of its frame (uint64), the length of its Example and its number of tokens (uint32 each), then a CRC32C
+of all that.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import numpy as np
 
 from bert_jax.errors import UserError
 from bert_jax.text import example
-from bert_jax.text.features import RecordSpec, Records
+from bert_jax.text.features import Records, RecordSpec
 
 _MAGIC = b"BERTIDX1"
 _FRAME = 12  # bytes before an Example; 4 follow it
@@ -88,7 +90,9 @@ def _frames(batch: Records) -> tuple[bytes, np.ndarray]:
     sums = np.array(
         [crc(raw[s + _FRAME : e - 4]) for s, e in zip(starts.tolist(), ends.tolist(), strict=True)], np.uint64
     )
-    heads = {size: struct.pack("<QI", size, _mask(crc(struct.pack("<Q", size)))) for size in set(lengths.tolist())}
+    heads = {
+        size: struct.pack("<QI", size, _mask(crc(struct.pack("<Q", size)))) for size in set(lengths.tolist())
+    }
     block[starts[:, None] + np.arange(_FRAME)] = np.frombuffer(
         b"".join(heads[size] for size in lengths.tolist()), np.uint8
     ).reshape(-1, _FRAME)
@@ -106,7 +110,7 @@ def _masked(crcs: np.ndarray) -> np.ndarray:
     return ((crcs >> np.uint64(15) | crcs << np.uint64(17)) + np.uint64(0xA282EAD8)) & np.uint64(0xFFFFFFFF)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The index
 
 
@@ -127,7 +131,9 @@ class _Index:
         return np.cumsum(frames) - frames
 
     def write(self, path: Path) -> None:
-        body = _MAGIC + struct.pack("<QQ", self.bytes, len(self.lengths)) + self.offsets.astype("<u8").tobytes()
+        body = (
+            _MAGIC + struct.pack("<QQ", self.bytes, len(self.lengths)) + self.offsets.astype("<u8").tobytes()
+        )
         body += self.lengths.astype("<u4").tobytes() + self.tokens.astype("<u4").tobytes()
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -143,7 +149,11 @@ class _Index:
             raw = path.read_bytes()
         except OSError:
             return None
-        if len(raw) < 28 or raw[:8] != _MAGIC or struct.unpack("<I", raw[-4:])[0] != google_crc32c.value(raw[:-4]):
+        if (
+            len(raw) < 28
+            or raw[:8] != _MAGIC
+            or struct.unpack("<I", raw[-4:])[0] != google_crc32c.value(raw[:-4])
+        ):
             return None
         size_then, n = struct.unpack("<QQ", raw[8:24])
         if size_then != size or len(raw) != 28 + 16 * n:
@@ -153,7 +163,7 @@ class _Index:
 
 
 def cache_directory() -> Path:
-    """Where indexes and unpacked shards go if they cannot stand beside their shard: $BERT_JAX_CACHE or ~/.cache."""
+    """Where indexes and unpacked shards go that cannot lie beside a shard: $BERT_JAX_CACHE or ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(os.environ.get("BERT_JAX_CACHE") or os.path.join(home, "bert_jax"))
 
@@ -174,8 +184,12 @@ def open_shard(path: str | os.PathLike) -> Shard:
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        # A first frame of 0x8b1f... bytes would be larger than the file, so the magic alone decides.
+            head = file.read(_FRAME)
+        # A first record of 35,615 bytes would begin with the magic of gzip too, but then its checksum holds.
+        framed = (
+            len(head) == _FRAME and _mask(google_crc32c.value(head[:8])) == struct.unpack("<I", head[8:])[0]
+        )
+        packed = head[:2] == b"\x1f\x8b" and not framed
         source = _unpacked(path) if packed or path.suffix == ".gz" else path
         size = source.stat().st_size
     except OSError as error:
@@ -211,7 +225,9 @@ def _unpacked(path: Path) -> Path:
         os.replace(temporary, target)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(
-            f"the gzip stream is damaged after {done} unpacked bytes ({error})", str(path), "copy or make it again"
+            f"the gzip stream is damaged after {done} unpacked bytes ({error})",
+            str(path),
+            "copy or make it again",
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -235,7 +251,9 @@ def _index(source: Path, name: Path) -> _Index:
                         what += " (is this a TFRecord file?)"
                     raise _damage(name, len(lengths), at, what)
             if len(head) < _FRAME or at + _FRAME + length + 4 > size:
-                raise _damage(name, len(lengths), at, f"the file ends in the middle of a record (at byte {size})")
+                raise _damage(
+                    name, len(lengths), at, f"the file ends in the middle of a record (at byte {size})"
+                )
             lengths.append(length)
             at += _FRAME + length + 4
     index = _Index(size, np.array(lengths, np.int64), np.zeros(len(lengths), np.uint32))
@@ -251,7 +269,7 @@ def _damage(name: Path, record: int, offset: int, what: str) -> UserError:
     return UserError(what, f"{name}, record {record} at byte {offset}", "copy or make the shard again")
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Reading
 
 
@@ -292,7 +310,7 @@ class Shard:
             raise _damage(self.path, 0, _FRAME + error.offset, error.what) from None
 
     def read(self, numbers: np.ndarray) -> Records:
-        """The records with these numbers, in this order, checksums compared. About a thousand at a time is fast.
+        """The records with these numbers, in this order, checksums compared. A thousand at a time is fast.
 
         Args:
             numbers: int[n], each in 0..num_records-1; may repeat.
@@ -306,7 +324,9 @@ class Shard:
         """
         numbers = np.asarray(numbers, np.int64)
         if len(numbers) and (numbers.min() < 0 or numbers.max() >= self.num_records):
-            raise IndexError(f"{self.path} has {self.num_records} records; asked for {numbers.min()}..{numbers.max()}")
+            raise IndexError(
+                f"{self.path} has {self.num_records} records; asked for {numbers.min()}..{numbers.max()}"
+            )
         pieces = self._examples(numbers)
         ends = np.cumsum([0, *map(len, pieces)])
         try:
@@ -327,5 +347,7 @@ class Shard:
         wrong = np.flatnonzero(_masked(np.array([crc(piece) for piece in pieces], np.uint64)) != stored)
         if len(wrong):
             record = int(numbers[wrong[0]])
-            raise _damage(self.path, record, int(starts[wrong[0]]), "the checksum of the record does not hold")
+            raise _damage(
+                self.path, record, int(starts[wrong[0]]), "the checksum of the record does not hold"
+            )
         return pieces

@@ -1,8 +1,8 @@
 """One tokenizer, two kinds: WordPiece from any BERT vocab.txt, and SentencePiece unigram or BPE.
 
-Ids always come from the `tokenizers` library. SentencePiece trains a model and its file is kept beside, but where
-its own library would break a tie of scores differently (rare: long runs of one character), ours is `tokenizers`,
-so that `AutoTokenizer` on a saved directory gives the same ids by construction.
+Ids always come from the `tokenizers` library. SentencePiece trains a model and its file is kept beside, but
+where its own library would break a tie of scores differently (rare: long runs of one character), ours is
+`tokenizers`, so that `AutoTokenizer` on a saved directory gives the same ids by construction.
 
 Special tokens never come from text: a literal "[MASK]" in a corpus is ordinary characters.
 """
@@ -49,8 +49,8 @@ class Special:
 class Encoded:
     """Ragged ids of b texts: text i is `ids[rows[i]:rows[i+1]]`.
 
-    ids int32[n]; rows int64[b+1]; word_start bool[n]; offsets int32[n,2] (from, to, in characters of the original
-    text, blanks around a token left out) or None where not asked for.
+    ids int32[n]; rows int64[b+1]; word_start bool[n]; offsets int32[n,2] (from, to, in characters of the
+    original text, blanks around a token left out) or None where not asked for.
     """
 
     ids: np.ndarray
@@ -67,8 +67,8 @@ class Tokenizer:
         special: ids of [PAD] [UNK] [CLS] [SEP] [MASK], wherever the vocabulary has them.
         vocab_size: number of pieces.
         pieces: all of them, by id.
-        fingerprint: SHA-256 in hex over kind, pieces in order (with scores or merges, where the kind has them),
-            normalisation and special ids. Whatever is made with a tokenizer stores it.
+        fingerprint: SHA-256 in hex over kind, pieces in order (with scores or merges, where the kind has
+            them), normalisation and special ids. Whatever is made with a tokenizer stores it.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Tokenizer:
         pieces: Sequence[str],
         special: Special,
         identity: bytes,
-        model: tuple[str, bytes] | None,
+        model: tuple[str, bytes],
         lowercase: bool,
     ) -> None:
         self.kind, self.special, self.pieces, self.lowercase = kind, special, tuple(pieces), lowercase
@@ -93,10 +93,7 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"Tokenizer({self.kind}, {self.vocab_size} pieces, {self.fingerprint[:12]})"
 
-    def __reduce__(self):
-        return _unpickle, (self._files(),)
-
-    # -----------------------------------------------------------------------------------------------------------
+    # -------------------------------------------------------------------------------------------------------
     # Text to ids and back
 
     def encode_batch(self, texts: Sequence[str], offsets: bool = False) -> Encoded:
@@ -120,7 +117,9 @@ class Tokenizer:
         flat = np.fromiter((number for row in ids for number in row), np.int32, int(rows[-1]))
         places = None
         if offsets:
-            spans = [_trim(span, text) for e, text in zip(encodings, texts, strict=True) for span in e.offsets]
+            spans = [
+                _trim(span, text) for e, text in zip(encodings, texts, strict=True) for span in e.offsets
+            ]
             places = np.array(spans, np.int32).reshape(-1, 2)
         return Encoded(flat, rows, self._word_starts(flat, rows), places)
 
@@ -147,13 +146,16 @@ class Tokenizer:
             # BERT's pre-tokenizer has set punctuation and Chinese characters apart already.
             begins = np.array([not piece.startswith("##") for piece in self.pieces])
             return begins, np.zeros(self.vocab_size, bool)
-        bare = [piece.lstrip(_SPACE) for piece in self.pieces]
+        # [UNK] stands for characters of a word; only its name begins with a bracket.
+        named = {getattr(self.special, role) for role in _ROLES}
+        bare = ["x" if n in named else piece.lstrip(_SPACE) for n, piece in enumerate(self.pieces)]
         begins = [
-            p.startswith(_SPACE) or bool(b) and _stands_alone(b[0]) for p, b in zip(self.pieces, bare, strict=True)
+            piece.startswith(_SPACE) or bool(rest) and _stands_alone(rest[0])
+            for piece, rest in zip(self.pieces, bare, strict=True)
         ]
         return np.array(begins), np.array([bool(piece) and _stands_alone(piece[-1]) for piece in bare])
 
-    # -----------------------------------------------------------------------------------------------------------
+    # -------------------------------------------------------------------------------------------------------
     # Files
 
     @classmethod
@@ -182,14 +184,16 @@ class Tokenizer:
                 path.read_bytes(), str(path), {} if lowercase is None else {"do_lower_case": lowercase}
             )
         except FileNotFoundError:
-            raise UserError("there is no tokenizer here", str(path), "give its directory or its vocab.txt") from None
+            raise UserError(
+                "there is no tokenizer here", str(path), "give its directory or its vocab.txt"
+            ) from None
         except OSError as error:
             raise UserError(f"the tokenizer cannot be read ({error.strerror})", str(path)) from None
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Writes the tokenizer: its model (spiece.model or vocab.txt), tokenizer.json, tokenizer_config.json, fingerprint.
+        """Writes the model (spiece.model or vocab.txt), tokenizer.json, tokenizer_config.json, fingerprint.
 
-        The directory loads here and in transformers' `AutoTokenizer`, to the same ids. The fingerprint comes last.
+        Loads here and in transformers' `AutoTokenizer`, to the same ids. The fingerprint is written last.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -203,7 +207,9 @@ class Tokenizer:
 
         names = {role: self.pieces[getattr(self.special, role)] for role in _ROLES}
         engine = Tokenizer.from_str(self._engine.to_str())
-        engine.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names.values()])
+        engine.add_special_tokens(
+            [AddedToken(name, special=True, normalized=False) for name in names.values()]
+        )
         cls_, sep = names["cls"], names["sep"]
         engine.post_processor = processors.TemplateProcessing(
             single=f"{cls_} $A {sep}",
@@ -223,14 +229,18 @@ class Tokenizer:
             config |= {"tokenizer_class": "BertTokenizer"} | _wordpiece_options(engine)
         else:
             config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
-        return ({self._model[0]: self._model[1]} if self._model else {}) | {
+        # A tokenizer that came as tokenizer.json goes as it came: `self._model` is that file.
+        return {
             "tokenizer.json": engine.to_str(pretty=True).encode(),
+            self._model[0]: self._model[1],
             "tokenizer_config.json": (json.dumps(config, indent=1, ensure_ascii=False) + "\n").encode(),
             "fingerprint": (self.fingerprint + "\n").encode(),
         }
 
 
-def from_vocab(pieces: Sequence[str], where: str = "vocabulary", lowercase: bool | None = None, **options) -> Tokenizer:
+def from_vocab(
+    pieces: Sequence[str], where: str = "vocabulary", lowercase: bool | None = None, **options
+) -> Tokenizer:
     """A WordPiece tokenizer from its pieces in the order of their ids.
 
     Args:
@@ -248,7 +258,9 @@ def from_vocab(pieces: Sequence[str], where: str = "vocabulary", lowercase: bool
         raise UserError(f"the piece {twice!r} stands there twice", where, "keep one of them")
     special = _special({role: name for role, name in zip(_ROLES, SPECIAL_NAMES, strict=True)}, vocab, where)
     if lowercase is None:
-        lowercase = not any(re.search("[A-Z]", piece) and not re.fullmatch(r"\[.*\]|<.*>", piece) for piece in pieces)
+        lowercase = not any(
+            re.search("[A-Z]", piece) and not re.fullmatch(r"\[.*\]|<.*>", piece) for piece in pieces
+        )
     engine = Engine(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD))
     accents, chinese = options.get("strip_accents"), options.get("tokenize_chinese_chars", True)
     engine.normalizer = normalizers.BertNormalizer(
@@ -258,7 +270,9 @@ def from_vocab(pieces: Sequence[str], where: str = "vocabulary", lowercase: bool
     engine.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     text = "\n".join(pieces) + "\n"
     identity = f"bert lowercase={lowercase} accents={accents} chinese={chinese} word={_MAX_WORD}"
-    return Tokenizer("wordpiece", engine, pieces, special, identity.encode(), ("vocab.txt", text.encode()), lowercase)
+    return Tokenizer(
+        "wordpiece", engine, pieces, special, identity.encode(), ("vocab.txt", text.encode()), lowercase
+    )
 
 
 def from_spiece(data: bytes, where: str) -> Tokenizer:
@@ -270,14 +284,16 @@ def from_spiece(data: bytes, where: str) -> Tokenizer:
     vocab = {piece: number for number, piece in enumerate(model.pieces)}
     special = _special(dict(zip(_ROLES, SPECIAL_NAMES, strict=True)), vocab, where)
     if model.kind == "unigram":
-        # Control pieces keep their score of 0: `tokenizers` prices the unknown from the least score, so a very low
-        # one would change how ordinary text is cut. What keeps them from text is `_keep_out`.
-        # Scores are written with a float32's nine digits: the JSON reader of `tokenizers` is not exact beyond 15, and
-        # its last bit would break ties differently after a save.
+        # Control pieces keep their score of 0: `tokenizers` prices the unknown from the least score, so a
+        # very low one would change how ordinary text is cut. What keeps them from text is `_keep_out`.
+        # Scores are written with a float32's nine digits: the JSON reader of `tokenizers` is not exact beyond
+        # 15, and its last bit would break ties differently after a save.
         scores = [float(str(np.float32(score))) for score in model.scores]
         engine = Engine(models.Unigram(list(zip(model.pieces, scores, strict=True)), special.unk, False))
     else:
-        engine = Engine(models.BPE(vocab, _merges(model, vocab), unk_token=model.pieces[special.unk], fuse_unk=True))
+        engine = Engine(
+            models.BPE(vocab, _merges(model, vocab), unk_token=model.pieces[special.unk], fuse_unk=True)
+        )
     steps = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     if model.remove_extra_whitespaces:
         steps += [normalizers.Strip(left=True, right=True), normalizers.Replace(Regex(" {2,}"), " ")]
@@ -357,46 +373,59 @@ def _from_vocab_bytes(data: bytes, where: str, config: dict) -> Tokenizer:
 def _from_json(path: Path, config: dict, lowercase: bool | None) -> Tokenizer:
     """A tokenizer.json of the `tokenizers` library with a WordPiece, Unigram or BPE model."""
     from tokenizers import Tokenizer as Engine
-    from tokenizers import pre_tokenizers
 
     raw = _read_json(path)
     where, model, normaliser = str(path), raw.get("model", {}), raw.get("normalizer") or {}
     kind = {"WordPiece": "wordpiece", "Unigram": "unigram", "BPE": "bpe"}.get(model.get("type"))
     if kind is None:
-        raise UserError(f"the tokenizer is of type {model.get('type')}", where, "use WordPiece, Unigram or BPE")
+        raise UserError(
+            f"the tokenizer is of type {model.get('type')}", where, "use WordPiece, Unigram or BPE"
+        )
     if kind == "wordpiece":
         vocab = model["vocab"]
         pieces = sorted(vocab, key=vocab.get)
-        options = {"strip_accents": normaliser.get("strip_accents"), "do_lower_case": normaliser.get("lowercase")}
+        options = {
+            "strip_accents": normaliser.get("strip_accents"),
+            "do_lower_case": normaliser.get("lowercase"),
+        }
         options["tokenize_chinese_chars"] = normaliser.get("handle_chinese_chars", True)
         options |= {key: config[key] for key in options if key in config}
         lower = options.pop("do_lower_case") if lowercase is None else lowercase
         return from_vocab(pieces, where, lower, **options)
-    # Added tokens and their processor are left out: what is left never makes a special token from text.
-    try:
-        engine = Engine.from_str(
-            json.dumps(raw | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None})
-        )
-    except Exception as error:  # the library raises a bare Exception
-        raise UserError(f"the tokenizers library cannot read it ({error})", where) from None
-    vocab = engine.get_vocab()
     names = dict(zip(_ROLES, SPECIAL_NAMES, strict=True))
     for role in _ROLES:
         named = config.get(f"{role}_token")
         names[role] = named["content"] if isinstance(named, dict) else named or names[role]
+    raw["pre_tokenizer"] = _with_last(
+        raw.get("pre_tokenizer"), json.loads(_keep_out(list(names.values())).__getstate__())
+    )
+    # Added tokens and their processor stay in the file, but here nothing may make a special token from text.
+    bare = raw | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    try:
+        engine = Engine.from_str(json.dumps(bare))
+    except Exception as error:  # the library raises a bare Exception
+        raise UserError(f"the tokenizers library cannot read it ({error})", where) from None
+    vocab = engine.get_vocab()
     special = _special(names, vocab, where)
-    identity = json.dumps([model, raw.get("normalizer"), raw.get("pre_tokenizer")], sort_keys=True).encode()
-    before = [engine.pre_tokenizer] if engine.pre_tokenizer else []
-    engine.pre_tokenizer = pre_tokenizers.Sequence([*before, _keep_out(list(names.values()))])
+    identity = json.dumps([model, raw.get("normalizer"), raw["pre_tokenizer"]], sort_keys=True).encode()
     lower = engine.normalizer is not None and engine.normalizer.normalize_str("A") == "a"
-    return Tokenizer(kind, engine, sorted(vocab, key=vocab.get), special, identity, None, lower)
+    kept = ("tokenizer.json", json.dumps(raw, ensure_ascii=False).encode())
+    return Tokenizer(kind, engine, sorted(vocab, key=vocab.get), special, identity, kept, lower)
+
+
+def _with_last(first: dict | None, last: dict) -> dict:
+    """Two pre-tokenizers in a row; unchanged where `last` is already there."""
+    steps = first["pretokenizers"] if first and first.get("type") == "Sequence" else [first] if first else []
+    return {"type": "Sequence", "pretokenizers": steps if last in steps else [*steps, last]}
 
 
 def _special(names: dict[str, str], vocab: dict[str, int], where: str) -> Special:
     missing = [name for name in names.values() if name not in vocab]
     if missing:
         raise UserError(
-            f"the vocabulary has no {' '.join(missing)}", where, "BERT needs [PAD] [UNK] [CLS] [SEP] and [MASK]"
+            f"the vocabulary has no {' '.join(missing)}",
+            where,
+            "BERT needs [PAD] [UNK] [CLS] [SEP] and [MASK]",
         )
     return Special(**{role: vocab[name] for role, name in names.items()})
 
@@ -434,11 +463,3 @@ def _trim(span: tuple[int, int], text: str) -> tuple[int, int]:
     while end > begin and text[end - 1].isspace():
         end -= 1
     return begin, end
-
-
-def _unpickle(files: dict[str, bytes]) -> Tokenizer:
-    if "spiece.model" in files:
-        return from_spiece(files["spiece.model"], "spiece.model")
-    if "vocab.txt" in files:
-        return _from_vocab_bytes(files["vocab.txt"], "vocab.txt", json.loads(files["tokenizer_config.json"]))
-    raise TypeError("only tokenizers with a model file of their own can be pickled: send the path")

@@ -1,0 +1,75 @@
+"""Reference levels against the definition written out over the whole vocabulary."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from data_prep.levels import Bigram, TwoSided, _merge
+
+V, SPECIAL = 12, 3
+
+
+def _tables(seed: int):
+    """Counts of neighbours in random text with structure; ids below SPECIAL are special."""
+    rng = np.random.default_rng(seed)
+    text = rng.integers(0, V, 400)
+    follows = rng.random(400) < 0.5
+    text[1:][follows[1:]] = (text[:-1][follows[1:]] * 5 + 3) % V
+    keys, counts = np.unique(text[:-1] * V + text[1:], return_counts=True)
+    ordinary = np.arange(V) >= SPECIAL
+    everything = np.ones(V, bool)
+    forward = Bigram((keys, counts), ordinary, everything, 0.7)
+    return forward, Bigram((keys, counts), everything, ordinary, 0.7), (keys, counts)
+
+
+def _matrix(model: Bigram) -> np.ndarray:
+    left, right = np.divmod(np.arange(V * V), V)
+    return model.probability(left, right).reshape(V, V)
+
+
+def test_probabilities_sum_to_one_and_special_tokens_have_none():
+    forward, backward, _ = _tables(0)
+    np.testing.assert_allclose(_matrix(forward).sum(1), 1, atol=1e-12)
+    np.testing.assert_allclose(_matrix(backward).sum(1), 1, atol=1e-12)
+    assert not _matrix(forward)[:, :SPECIAL].any()
+
+
+def test_discounting_is_as_defined():
+    forward, _, (keys, counts) = _tables(0)
+    table = np.zeros((V, V))
+    table.flat[keys] = counts
+    table[:, :SPECIAL] = 0
+    base = np.where(np.arange(V) >= SPECIAL, table.sum(0) + 0.5, 0)
+    base /= base.sum()
+    total = table.sum(1, keepdims=True)
+    expected = np.maximum(table - 0.7, 0) / total + 0.7 * (table > 0).sum(1, keepdims=True) / total * base
+    np.testing.assert_allclose(_matrix(forward), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_best_followers_are_the_argmax(seed):
+    forward, _, _ = _tables(seed)
+    best, at = forward.best_followers()
+    np.testing.assert_allclose(best, _matrix(forward).max(1))
+    np.testing.assert_allclose(_matrix(forward)[np.arange(V), at], best)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_two_sided_equals_the_sum_over_the_vocabulary(seed):
+    forward, backward, _ = _tables(seed)
+    left, word, right = (
+        grid.ravel() for grid in np.meshgrid(np.arange(V), np.arange(SPECIAL, V), np.arange(V))
+    )
+    product = _matrix(forward)[left] * _matrix(backward).T[right]
+    expected = product[np.arange(len(word)), word] / product.sum(1)
+    found, hit = TwoSided(forward, backward).score(left, word, right)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    top = product[np.arange(len(word)), word] >= product.max(1) * (1 - 1e-12)
+    np.testing.assert_array_equal(hit, top)
+
+
+def test_counts_of_parts_add_up():
+    keys, counts = _merge([(np.array([1, 5]), np.array([2, 3])), (np.array([1, 7]), np.array([4, 1]))])
+    assert keys.tolist() == [1, 5, 7] and counts.tolist() == [6, 3, 1]
+    assert [part.tolist() for part in _merge([])] == [[], []]
