@@ -36,7 +36,7 @@ Pool = Literal["cls", "mean", "pooled", "tokens"]
 
 @dataclass(frozen=True)
 class Guess:
-    """A piece for a mask: its id, its text as one reads it, and its probability."""
+    """A piece for a mask: its id, its text, begun with … if it continues a word, and its probability."""
 
     id: int
     text: str
@@ -169,7 +169,7 @@ class Model:
         chances = chances[:, : self.tokenizer.vocab_size]
         best = np.argsort(-chances, axis=1, kind="stable")[:, : max(k, 0)]
         return [
-            tuple(Guess(int(i), self.tokenizer.decode([i]).strip(), float(each[i])) for i in top)
+            tuple(Guess(int(i), _readable(self.tokenizer, int(i)), float(each[i])) for i in top)
             for each, top in zip(chances, best, strict=True)
         ]
 
@@ -314,6 +314,16 @@ def _without_space(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     if not bare:
         return ids[1:]
     return [tokenizer.pieces.index(bare), *ids[1:]] if bare in tokenizer.pieces else ids
+
+
+def _readable(tokenizer: Tokenizer, number: int) -> str:
+    """The piece without its kind's sign for words, which stand before words or before what continues them."""
+    piece = tokenizer.pieces[number]
+    if tokenizer.kind == "wordpiece":
+        begins, text = not piece.startswith("##"), piece.removeprefix("##")
+    else:
+        begins, text = piece.startswith("\u2581"), piece.removeprefix("\u2581") or piece
+    return text if begins or not text[:1].isalnum() else "…" + text
 
 
 def _short(text: str) -> str:

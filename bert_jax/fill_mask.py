@@ -22,5 +22,5 @@ def run(args: argparse.Namespace) -> int:
     for text in args.texts:
         print(text)
         for guesses in model.fill_mask(text, args.k):
-            print("  " + "   ".join(f"{guess.text!r} {guess.probability:.1%}" for guess in guesses))
+            print("  " + "   ".join(f"{guess.text} {guess.probability:.1%}" for guess in guesses))
     return 0

@@ -22,18 +22,12 @@ step() {
   say "$@"
   [ -n "$dry" ] || "$@"
 }
-make_once() { # make_once FILE COMMAND...: FILE is written last and whole, so if it is there, so is the rest
-  local file=$1
-  shift
-  if [ -e "$file" ]; then say "$@"; echo "  (done before: $file)"; else step "$@"; fi
-}
 
 mkdir -p "$dir"
-make_once "$dir/corpus.txt" bert-data pydoc "$dir/corpus.txt"
-make_once "$dir/tokenizer/fingerprint" \
-  bert-data tokenizer "$dir/corpus.txt" "$dir/tokenizer" --kind unigram --size 2000
-make_once "$dir/data/manifest.json" \
-  bert-data shards "$dir/corpus.txt" "$dir/data" --tokenizer "$dir/tokenizer" --length 64
+# Packages installed since would change the corpus, and with it everything below: it is written once.
+[ -e "$dir/corpus.txt" ] || step bert-data pydoc "$dir/corpus.txt"
+step bert-data tokenizer "$dir/corpus.txt" --out "$dir/tokenizer" --kind unigram --vocab 2000
+step bert-data shards "$dir/corpus.txt" --out "$dir/data" --tokenizer "$dir/tokenizer" --length 64
 step bert-jax pretrain configs/demo.toml --data "$dir/data" --run "$dir/run"
 step bert-jax export "$dir/run" "$dir/export" --force
 step bert-jax fill-mask "$dir/export" \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +15,15 @@ import pytest
 
 import bert_jax
 from bert_jax import fill_mask
-from bert_jax.api import Model, load
+from bert_jax.api import Model, _masked_ids, load
 from bert_jax.config import BertConfig, Execution
 from bert_jax.convert import huggingface
 from bert_jax.errors import UserError
 from bert_jax.model import bert
 from bert_jax.text.tokenizer import Tokenizer
+from data_prep.train_tokenizer import TokenizerSettings, train
 from tests.readable import readable_config, readable_params, readable_tokenizer
+from tests.text import tiny
 
 TEXTS = ["the capital of france is paris .", "berlin", "a number , a number ! " * 5, "return"]
 
@@ -146,7 +149,24 @@ def test_fill_mask_gives_the_model_s_own_probabilities_at_each_mask(model: Model
         np.testing.assert_allclose(
             [guess.probability for guess in guesses], np.sort(expected)[:-4:-1], atol=2e-5
         )
-        assert all(guess.text == model.tokenizer.decode([guess.id]).strip() for guess in guesses)
+    everything = model.fill_mask("[MASK]", k=len(model.tokenizer.pieces))[0]
+    assert {guess.text for guess in everything} >= {"paris", "a", "…a", "[MASK]"}
+
+
+def test_a_sign_right_after_a_mask_is_that_sign_and_not_a_word_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(tiny.text(40), encoding="utf-8")
+    tokenizer = train([str(tmp_path / "text.txt")], str(tmp_path / "tok"), TokenizerSettings("unigram", 90))
+    model = Model(replace(readable_config(), vocab_size=90), {}, tokenizer)
+
+    def pieces(text: str) -> list[str]:
+        return [tokenizer.pieces[i] for i in _masked_ids(model.tokenizer, text)]
+
+    whole = [tokenizer.pieces[i] for i in tokenizer.encode_batch(["the cat sat."]).ids]
+    assert whole[-1] == "." and whole[-2] != "."
+    assert pieces("the cat [MASK].") == ["[CLS]", *pieces("the cat")[1:-1], "[MASK]", ".", "[SEP]"]
+    assert pieces("the [MASK] sat.")[-2:] == [".", "[SEP]"]
+    assert pieces("the [MASK] cat")[3:] == pieces("cat")[1:]
+    assert pieces("[MASK][MASK]") == ["[CLS]", "[MASK]", "[MASK]", "[SEP]"]
 
 
 def test_fill_mask_refuses_no_mask_and_too_long_a_text(model: Model) -> None:

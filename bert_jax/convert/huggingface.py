@@ -125,6 +125,7 @@ def write(
         save_file(
             tensors, folder / WEIGHTS, metadata={"format": "pt"}
         )  # transformers refuses files without it
+        (folder / WEIGHTS).chmod(0o666 & ~_umask())  # safetensors lets nobody else read its files
         tree = config_to_json(config, kind, tokenizer.special.pad)
         _write_json(folder / CONFIG, tree)
         tokenizer.save(folder)

@@ -66,6 +66,16 @@ def test_a_failure_in_the_middle_leaves_the_earlier_export_and_no_rubbish(
     assert [p.name for p in exported.parent.iterdir()] == ["export"]
 
 
+def test_others_may_read_what_the_umask_lets_them(exported: Path) -> None:
+    plain = exported.parent / "plain"
+    plain.touch()
+    modes = {path.name: path.stat().st_mode for path in exported.iterdir()}
+    assert set(modes.values()) == {plain.stat().st_mode}
+    plain.unlink()
+    plain.mkdir()
+    assert exported.stat().st_mode == plain.stat().st_mode
+
+
 def test_a_tokenizer_larger_than_the_word_table_is_refused(
     tmp_path: Path, config: BertConfig, params: dict, tokenizer: Tokenizer
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import os
 import subprocess
 import sys
@@ -13,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(p.name for p in LAUNCH.iterdir())
 TRAINING = ["local.sh", "gpu.sh", "slurm.sbatch", "tpu_vm.sh"]
+MODULES = {"export": "exchange", "fill-mask": "fill_mask"}
 SLICE = {"NAME": "n", "ZONE": "z", "TYPE": "t", "BUCKET": "b"}
 
 
@@ -136,7 +139,7 @@ esac"""
     assert verbs == [*made, "describe", "delete", *made, "ssh", "delete"]
 
 
-def test_the_demo_skips_what_is_made_and_stops_at_the_first_failure(tmp_path: Path) -> None:
+def test_the_demo_keeps_its_corpus_and_stops_at_the_first_failure(tmp_path: Path) -> None:
     a_program(tmp_path / "bin", "bert-data", f'echo "$1" >> {tmp_path}/ran; [ "$1" != shards ]')
     a_program(tmp_path / "bin", "bert-jax", f'echo "$1" >> {tmp_path}/ran')
     box = tmp_path / "demo"
@@ -145,3 +148,27 @@ def test_the_demo_skips_what_is_made_and_stops_at_the_first_failure(tmp_path: Pa
     done = run("demo.sh", path=tmp_path / "bin", DIR=str(box))
     assert done.returncode == 1
     assert (tmp_path / "ran").read_text().split() == ["tokenizer", "shards"]
+
+
+def test_the_demo_s_commands_are_ones_that_exist(tmp_path: Path) -> None:
+    from data_prep import cli as bert_data
+
+    printed = run("demo.sh", "--dry-run", DIR=str(tmp_path)).stdout.splitlines()
+    commands = [words_of(line[2:]) for line in printed if line.startswith("$ ")]
+    assert [words[:2] for words in commands] == [
+        ["bert-data", "pydoc"],
+        ["bert-data", "tokenizer"],
+        ["bert-data", "shards"],
+        ["bert-jax", "pretrain"],
+        ["bert-jax", "export"],
+        ["bert-jax", "fill-mask"],
+        ["bert-jax", "report"],
+    ]
+    for program, *words in commands:
+        if program == "bert-data":
+            bert_data._parser().parse_args(words)
+        else:
+            module = importlib.import_module(f"bert_jax.{MODULES.get(words[0], words[0])}")
+            parser = argparse.ArgumentParser()
+            module.add_arguments(parser)
+            parser.parse_args(words[1:])
