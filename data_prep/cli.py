@@ -24,9 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:  # a full disk or a lost mount, wherever it strikes
         where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"bert-data: {where}{error.strerror}; make room and run the same command again", file=sys.stderr
-        )
+        print(f"bert-data: {where}{error.strerror}; make room and run the same command again", file=sys.stderr)
         return 1
 
 
@@ -43,9 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     def option(to: argparse.ArgumentParser, name: str, default, text: str, **more) -> None:
-        to.add_argument(
-            name, default=default, help=f"{text} (default: {default})", **({"type": type(default)} | more)
-        )
+        to.add_argument(name, default=default, help=f"{text} (default: {default})", **({"type": type(default)} | more))
 
     def bad_bytes(to: argparse.ArgumentParser, default: str) -> None:
         option(to, "--on-bad-bytes", default, "bytes that are not UTF-8", choices=("fail", "replace"))
@@ -58,9 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     base = TokenizerSettings()
     option(one, "--kind", base.kind, "algorithm", choices=KINDS)
     option(one, "--vocab", base.vocab_size, "number of pieces", type=_positive)
-    one.add_argument(
-        "--lower", action="store_true", help="lower-case the text (WordPiece: strip accents too)"
-    )
+    one.add_argument("--lower", action="store_true", help="lower-case the text (WordPiece: strip accents too)")
     option(one, "--coverage", base.coverage, "share of the text's characters to keep", type=_share)
     option(one, "--sample-megabytes", base.sample_megabytes, "text to train on; more is sampled by documents")
     bad_bytes(one, base.on_bad_bytes)
@@ -94,9 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--shards", type=_positive, help="training shards (default: one for every 4 MB of text)")
     one.add_argument("--workers", type=_positive, help="processes; changes no byte (default: all cores)")
 
-    one = command(
-        "inspect", _inspect, "Print a record as text, masked words shown as {original → replacement}."
-    )
+    one = command("inspect", _inspect, "Print a record as text, masked words shown as {original → replacement}.")
     one.add_argument("data", help="data set directory, or one shard with --tokenizer")
     one.add_argument("--tokenizer", help="for a shard: tokenizer directory or vocab.txt")
     one.add_argument("--split", default="train", help="train or heldout (default: train)")
@@ -136,13 +128,9 @@ def _shards(arguments: argparse.Namespace) -> int:
     from data_prep.shard import Settings
 
     if arguments.length < 8:
-        raise UserError(
-            f"rows of {arguments.length} tokens hold no pair of sentences", "--length", "use 8 or more"
-        )
+        raise UserError(f"rows of {arguments.length} tokens hold no pair of sentences", "--length", "use 8 or more")
     if arguments.mask_share + arguments.random_share > 1:
-        raise UserError(
-            "they are shares of one whole", "--mask-share, --random-share", "let them sum to 1 at most"
-        )
+        raise UserError("they are shares of one whole", "--mask-share, --random-share", "let them sum to 1 at most")
     settings = Settings(
         length=arguments.length,
         predictions=arguments.predictions or predictions_for(arguments.length, arguments.rate),

@@ -88,11 +88,7 @@ def tokenise(
             long = sum(n > length - 3 for n in kept)
             if long:
                 cut += long
-                kept = [
-                    piece
-                    for n in kept
-                    for piece in (_pieces(n, (length - 2) // 2) if n > length - 3 else [n])
-                ]
+                kept = [piece for n in kept for piece in (_pieces(n, (length - 2) // 2) if n > length - 3 else [n])]
             if kept:
                 sizes.extend(kept)
                 counts.append(len(kept))
@@ -174,19 +170,13 @@ def pair(corpus: Corpus, length: int, short: float, duplicates: int, rng: np.ran
                 b_begin = b_end = first + int(draw() * (end - first))
                 while b_end < end and (b_end == b_begin or starts[b_end] - starts[b_begin] < wanted):
                     b_end += 1
-                spans.append(
-                    (starts[begin], starts[split], starts[b_begin], starts[b_end], 1, document, other)
-                )
+                spans.append((starts[begin], starts[split], starts[b_begin], starts[b_end], 1, document, other))
                 begin = at = split
             else:
-                spans.append(
-                    (starts[begin], starts[split], starts[split], starts[at + 1], 0, document, document)
-                )
+                spans.append((starts[begin], starts[split], starts[split], starts[at + 1], 0, document, document))
                 begin = at = at + 1
     columns = np.array(spans, np.int64).reshape(-1, 7).T
-    return Instances(
-        *columns[:4], columns[4].astype(np.int32), corpus.numbers[columns[5]], corpus.numbers[columns[6]]
-    )
+    return Instances(*columns[:4], columns[4].astype(np.int32), corpus.numbers[columns[5]], corpus.numbers[columns[6]])
 
 
 def truncate(instances: Instances, length: int, rng: np.random.Generator) -> tuple[Instances, int]:
@@ -227,9 +217,7 @@ def rows(corpus: Corpus, instances: Instances, length: int, special: Special) ->
     b = (instances.b_end - instances.b_begin)[:, None]
     in_a = (column >= 1) & (column <= a)
     in_b = (column >= a + 2) & (column <= a + b + 1)
-    source = np.where(
-        in_a, instances.a_begin[:, None] + column - 1, instances.b_begin[:, None] + column - a - 2
-    )
+    source = np.where(in_a, instances.a_begin[:, None] + column - 1, instances.b_begin[:, None] + column - a - 2)
     inside = in_a | in_b
     source = np.where(inside, source, 0)
     ids = np.where(inside, corpus.ids[source], np.int32(special.pad))

@@ -34,9 +34,7 @@ _BLOCK = 4096
 Pairs = tuple[np.ndarray, np.ndarray]  # keys left * V + right, ascending int64; counts int64
 
 
-def measure(
-    train: list[Path], heldout: list[Path], vocab_size: int, special: Special
-) -> dict[str, dict[str, float]]:
+def measure(train: list[Path], heldout: list[Path], vocab_size: int, special: Special) -> dict[str, dict[str, float]]:
     """The four levels as {"loss": nats, "accuracy": share}; "uniform" has a loss only.
 
     Args:

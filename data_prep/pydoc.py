@@ -72,9 +72,7 @@ def documents() -> Iterator[str]:
     for name in sorted(topics):
         if len(text := tidy(topics[name])) >= _SHORTEST:
             yield text
-    for root in dict.fromkeys(
-        sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
-    ):
+    for root in dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")):
         for path in _sources(Path(root)):
             for docstring in _docstrings(path):
                 if len(text := tidy(docstring)) >= _SHORTEST:
@@ -107,9 +105,7 @@ def _sources(root: Path) -> Iterator[Path]:
     """Python files below a directory by name; of the standard library without its tests and the packages."""
     for directory, folders, files in os.walk(root):
         folders[:] = sorted(
-            name
-            for name in folders
-            if name not in ("site-packages", "dist-packages", "test", "tests", "__pycache__")
+            name for name in folders if name not in ("site-packages", "dist-packages", "test", "tests", "__pycache__")
         )
         for name in sorted(files):
             if name.endswith(".py"):

@@ -189,9 +189,7 @@ def _make_all(plan: Plan, settings: shard.Settings, out: Path, workers: int) -> 
 
 def _start(out: str, settings: shard.Settings, done) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
-    _worker.update(
-        out=Path(out), settings=settings, done=done, tokenizer=Tokenizer.load(Path(out) / "tokenizer")
-    )
+    _worker.update(out=Path(out), settings=settings, done=done, tokenizer=Tokenizer.load(Path(out) / "tokenizer"))
 
 
 def _work(task: shard.Task) -> shard.Made:

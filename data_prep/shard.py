@@ -17,9 +17,7 @@ from bert_jax.text.records import write_shard
 from bert_jax.text.tokenizer import Tokenizer
 from data_prep import layouts, sources
 
-_ROWS = (
-    2048  # rows masked and written at a time; part of what a shard is, since each block has its own generator
-)
+_ROWS = 2048  # rows masked and written at a time; part of what a shard is, since each block has its own generator
 _SPLITS = ("train", "heldout")
 
 
@@ -82,17 +80,13 @@ def _shard_key(settings: Settings, task: Task) -> tuple[int, int, int]:
     return settings.seed, _SPLITS.index(task.split), task.number
 
 
-def make(
-    task: Task, settings: Settings, tokenizer: Tokenizer, directory: Path, progress=lambda size: None
-) -> Made:
+def make(task: Task, settings: Settings, tokenizer: Tokenizer, directory: Path, progress=lambda size: None) -> Made:
     """Writes one shard with its index into `directory`.
 
     Raises:
         UserError: an input that cannot be read, fewer than two documents with text, or a full disk.
     """
-    corpus = layouts.tokenise(
-        _documents(task, settings), tokenizer, settings.language, settings.length, progress
-    )
+    corpus = layouts.tokenise(_documents(task, settings), tokenizer, settings.language, settings.length, progress)
     if len(corpus.numbers) < 2:
         raise UserError(
             "there are fewer than two documents with text, and random next segments need another",
@@ -118,9 +112,7 @@ def make(
             directory / task.name, _blocks(task, settings, tokenizer, corpus, instances, counts), spec
         )
     except OSError as error:
-        raise UserError(
-            f"the shard cannot be written ({error.strerror})", str(directory / task.name)
-        ) from None
+        raise UserError(f"the shard cannot be written ({error.strerror})", str(directory / task.name)) from None
     padding = summary.records * settings.length - summary.tokens
     info = ShardInfo(task.name, summary.records, summary.bytes, summary.sha256, summary.tokens, padding)
     return Made(task.split, task.number, info, counts)
@@ -147,9 +139,7 @@ def _blocks(
 ) -> Iterator[Records]:
     """Masked rows, a block at a time; adds to `counts`."""
     special = tokenizer.special
-    rule = Rule(
-        settings.predictions, settings.rate, settings.unit, settings.mask_share, settings.random_share
-    )
+    rule = Rule(settings.predictions, settings.rate, settings.unit, settings.mask_share, settings.random_share)
     names = (
         "eligible",
         "wanted",

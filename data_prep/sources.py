@@ -46,9 +46,7 @@ def expand(patterns: Iterable[str]) -> list[Path]:
             if os.path.isdir(match):
                 if len(matches) > 1:
                     continue
-                raise UserError(
-                    "this is a directory", match, f"name its files, as in '{match.rstrip('/')}/*.txt'"
-                )
+                raise UserError("this is a directory", match, f"name its files, as in '{match.rstrip('/')}/*.txt'")
             found.setdefault(Path(match))
     if not found:
         raise UserError("no file matches", " ".join(patterns), "check the path")
@@ -82,11 +80,7 @@ def documents(path: Path, bad_bytes: str = "fail") -> Iterator[str]:
     for suffix in (".gz", ".zst"):
         name = name.removesuffix(suffix)
     lines = _decoded(path, bad_bytes)
-    found = (
-        _json_lines(lines, path, bad_bytes)
-        if name.endswith((".jsonl", ".ndjson", ".json"))
-        else _paragraphs(lines)
-    )
+    found = _json_lines(lines, path, bad_bytes) if name.endswith((".jsonl", ".ndjson", ".json")) else _paragraphs(lines)
     count = 0
     for count, document in enumerate(found, 1):  # noqa: B007
         yield document

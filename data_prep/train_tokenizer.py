@@ -178,9 +178,7 @@ def _wordpiece(lines: list[str], settings: TokenizerSettings) -> Tokenizer:
     # Each word as often as it stands in the text would take long; the trainer counts whole inputs, so words
     # are given in a fixed order, repeated.
     repeated = (word for word in sorted(words) for _ in range(words[word]))
-    with tqdm(
-        repeated, desc="training", unit="words", total=words.total(), leave=False, disable=None
-    ) as given:
+    with tqdm(repeated, desc="training", unit="words", total=words.total(), leave=False, disable=None) as given:
         engine.train_from_iterator(iter(given), trainer)
     vocab = engine.get_vocab()
     return from_vocab(sorted(vocab, key=vocab.get), "vocab.txt", settings.lowercase)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from bert_jax.text.corrupt import Rule, corrupt, row_keys, units_of
-from bert_jax.text.features import Records, RecordSpec, check, restore
-from bert_jax.text.manifest import Manifest, load_manifest
-from bert_jax.text.records import Shard, open_shard
 
 from bert_jax.data.batching import HostBatch, fill_rows, padded
 from bert_jax.data.order import Order, digest
 from bert_jax.errors import UserError
+from bert_jax.text.corrupt import Rule, corrupt, row_keys, units_of
+from bert_jax.text.features import Records, RecordSpec, check, restore
+from bert_jax.text.manifest import Manifest, load_manifest
+from bert_jax.text.records import Shard, open_shard
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,20 @@ import orbax.checkpoint as ocp
 
 from bert_jax.errors import UserError
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save in a dozen lines
+# Orbax tells every save in a dozen lines and a failed one in several tracebacks; we tell it once
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+
+def _quiet_closed_loops() -> None:
+    """When a save fails, Orbax closes its event loop under TensorStore's writers; each would print a traceback."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 class Checkpoints:
@@ -20,6 +35,7 @@ class Checkpoints:
 
     def __init__(self, run: Path, keep: int) -> None:
         self.path = (run / "checkpoints").absolute()
+        _quiet_closed_loops()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(
             self.path,
@@ -137,4 +153,6 @@ def _on_one_device(abstract: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = re.search(r": ([^:]+?) \[os_error_code", text)  # the system's own words, where TensorStore passes them on
+    return reason[1] if reason else text[:200]

@@ -72,9 +72,7 @@ def _entry(name: str, values: np.ndarray, n: int) -> list[Column]:
     listed = _tagged(b"\x0a", [payload], n)
     feature = _tagged(bytes([kind << 3 | 2]), listed, n)
     key = name.encode()
-    return _tagged(
-        b"\x0a", [_constant(b"\x0a" + bytes([len(key)]) + key, n), *_tagged(b"\x12", feature, n)], n
-    )
+    return _tagged(b"\x0a", [_constant(b"\x0a" + bytes([len(key)]) + key, n), *_tagged(b"\x12", feature, n)], n)
 
 
 def _tagged(tag: bytes, columns: list[Column], n: int) -> list[Column]:
@@ -98,9 +96,7 @@ def _varints(values: np.ndarray) -> Column:
     top = int(values.max(initial=0))
     width = 10 if values.min(initial=0) < 0 else max(1, -(-top.bit_length() // 7))
     rest = (
-        values.astype(np.int64).view(np.uint64)
-        if width == 10
-        else values.astype(np.uint32 if width < 5 else np.uint64)
+        values.astype(np.int64).view(np.uint64) if width == 10 else values.astype(np.uint32 if width < 5 else np.uint64)
     )
     column = np.empty((n, k, width), np.uint8)
     keep = np.ones((n, k, width), bool)
@@ -159,9 +155,7 @@ def decode(data: np.ndarray, starts: np.ndarray, ends: np.ndarray, spec: RecordS
             wrong = kinds[name][rows] != _KINDS[name]
             if wrong.any():
                 row = int(rows[np.flatnonzero(wrong)[0]])
-                raise BadRecord(
-                    row, int(begin[np.flatnonzero(wrong)[0]] - starts[row]), f"{name} is of another type"
-                )
+                raise BadRecord(row, int(begin[np.flatnonzero(wrong)[0]] - starts[row]), f"{name} is of another type")
             out[rows] = _values(buffer, begin, stop, name, width, rows, starts, spec)
         for row, found in lists.items():
             if name in found:
@@ -186,9 +180,7 @@ def _width(name: str, spec: RecordSpec) -> int:
     return {"next_sentence_labels": 1, "relation": 1, "documents": 2}.get(name, spec.length)
 
 
-def _read_varints(
-    buffer: np.ndarray, at: np.ndarray, stop: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _read_varints(buffer: np.ndarray, at: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Varints of up to five bytes at many places: values, the places after them, and which were in order."""
     value = np.zeros(len(at), np.int64)
     position = at.copy()
@@ -203,9 +195,7 @@ def _read_varints(
     return value, position, ~open_ & (position <= stop)
 
 
-def _field(
-    buffer: np.ndarray, at: np.ndarray, stop: np.ndarray, tag: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _field(buffer: np.ndarray, at: np.ndarray, stop: np.ndarray, tag: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A length-delimited field with the given tag: start and end of its content, and where it was found."""
     fine = (at < stop) & (buffer[np.minimum(at, len(buffer) - 1)] == tag)
     length, begin, whole = _read_varints(buffer, at + 1, stop)

@@ -91,9 +91,7 @@ def load_manifest(directory: str | os.PathLike) -> Manifest:
         }
         return Manifest(**raw | {"splits": splits, "special": Special(**raw["special"])})
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"the manifest lacks something ({error})", str(path), "prepare the data again"
-        ) from None
+        raise UserError(f"the manifest lacks something ({error})", str(path), "prepare the data again") from None
 
 
 def write_manifest(directory: str | os.PathLike, manifest: Manifest) -> None:

@@ -90,9 +90,7 @@ def _frames(batch: Records) -> tuple[bytes, np.ndarray]:
     sums = np.array(
         [crc(raw[s + _FRAME : e - 4]) for s, e in zip(starts.tolist(), ends.tolist(), strict=True)], np.uint64
     )
-    heads = {
-        size: struct.pack("<QI", size, _mask(crc(struct.pack("<Q", size)))) for size in set(lengths.tolist())
-    }
+    heads = {size: struct.pack("<QI", size, _mask(crc(struct.pack("<Q", size)))) for size in set(lengths.tolist())}
     block[starts[:, None] + np.arange(_FRAME)] = np.frombuffer(
         b"".join(heads[size] for size in lengths.tolist()), np.uint8
     ).reshape(-1, _FRAME)
@@ -131,9 +129,7 @@ class _Index:
         return np.cumsum(frames) - frames
 
     def write(self, path: Path) -> None:
-        body = (
-            _MAGIC + struct.pack("<QQ", self.bytes, len(self.lengths)) + self.offsets.astype("<u8").tobytes()
-        )
+        body = _MAGIC + struct.pack("<QQ", self.bytes, len(self.lengths)) + self.offsets.astype("<u8").tobytes()
         body += self.lengths.astype("<u4").tobytes() + self.tokens.astype("<u4").tobytes()
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -149,11 +145,7 @@ class _Index:
             raw = path.read_bytes()
         except OSError:
             return None
-        if (
-            len(raw) < 28
-            or raw[:8] != _MAGIC
-            or struct.unpack("<I", raw[-4:])[0] != google_crc32c.value(raw[:-4])
-        ):
+        if len(raw) < 28 or raw[:8] != _MAGIC or struct.unpack("<I", raw[-4:])[0] != google_crc32c.value(raw[:-4]):
             return None
         size_then, n = struct.unpack("<QQ", raw[8:24])
         if size_then != size or len(raw) != 28 + 16 * n:
@@ -186,9 +178,7 @@ def open_shard(path: str | os.PathLike) -> Shard:
         with open(path, "rb") as file:
             head = file.read(_FRAME)
         # A first record of 35,615 bytes would begin with the magic of gzip too, but then its checksum holds.
-        framed = (
-            len(head) == _FRAME and _mask(google_crc32c.value(head[:8])) == struct.unpack("<I", head[8:])[0]
-        )
+        framed = len(head) == _FRAME and _mask(google_crc32c.value(head[:8])) == struct.unpack("<I", head[8:])[0]
         packed = head[:2] == b"\x1f\x8b" and not framed
         source = _unpacked(path) if packed or path.suffix == ".gz" else path
         size = source.stat().st_size
@@ -251,9 +241,7 @@ def _index(source: Path, name: Path) -> _Index:
                         what += " (is this a TFRecord file?)"
                     raise _damage(name, len(lengths), at, what)
             if len(head) < _FRAME or at + _FRAME + length + 4 > size:
-                raise _damage(
-                    name, len(lengths), at, f"the file ends in the middle of a record (at byte {size})"
-                )
+                raise _damage(name, len(lengths), at, f"the file ends in the middle of a record (at byte {size})")
             lengths.append(length)
             at += _FRAME + length + 4
     index = _Index(size, np.array(lengths, np.int64), np.zeros(len(lengths), np.uint32))
@@ -324,9 +312,7 @@ class Shard:
         """
         numbers = np.asarray(numbers, np.int64)
         if len(numbers) and (numbers.min() < 0 or numbers.max() >= self.num_records):
-            raise IndexError(
-                f"{self.path} has {self.num_records} records; asked for {numbers.min()}..{numbers.max()}"
-            )
+            raise IndexError(f"{self.path} has {self.num_records} records; asked for {numbers.min()}..{numbers.max()}")
         pieces = self._examples(numbers)
         ends = np.cumsum([0, *map(len, pieces)])
         try:
@@ -347,7 +333,5 @@ class Shard:
         wrong = np.flatnonzero(_masked(np.array([crc(piece) for piece in pieces], np.uint64)) != stored)
         if len(wrong):
             record = int(numbers[wrong[0]])
-            raise _damage(
-                self.path, record, int(starts[wrong[0]]), "the checksum of the record does not hold"
-            )
+            raise _damage(self.path, record, int(starts[wrong[0]]), "the checksum of the record does not hold")
         return pieces

@@ -50,14 +50,10 @@ def read(data: bytes, where: str) -> Model:
                 charsmap = normaliser.get(2, b"")
                 prefix, squeeze = bool(normaliser.get(3, 1)), bool(normaliser.get(4, 1))
     except (ValueError, IndexError, struct.error, AttributeError, TypeError):
-        raise UserError(
-            "this is not a SentencePiece model", where, "train one with bert-data tokenizer"
-        ) from None
+        raise UserError("this is not a SentencePiece model", where, "train one with bert-data tokenizer") from None
     kind = {1: "unigram", 2: "bpe"}.get(model_type)
     if kind is None or not pieces:
-        raise UserError(
-            "the SentencePiece model is neither unigram nor bpe", where, "train one of these kinds"
-        )
+        raise UserError("the SentencePiece model is neither unigram nor bpe", where, "train one of these kinds")
     return Model(kind, tuple(pieces), tuple(scores), tuple(types), charsmap, prefix, squeeze)
 
 

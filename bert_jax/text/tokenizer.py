@@ -117,9 +117,7 @@ class Tokenizer:
         flat = np.fromiter((number for row in ids for number in row), np.int32, int(rows[-1]))
         places = None
         if offsets:
-            spans = [
-                _trim(span, text) for e, text in zip(encodings, texts, strict=True) for span in e.offsets
-            ]
+            spans = [_trim(span, text) for e, text in zip(encodings, texts, strict=True) for span in e.offsets]
             places = np.array(spans, np.int32).reshape(-1, 2)
         return Encoded(flat, rows, self._word_starts(flat, rows), places)
 
@@ -184,9 +182,7 @@ class Tokenizer:
                 path.read_bytes(), str(path), {} if lowercase is None else {"do_lower_case": lowercase}
             )
         except FileNotFoundError:
-            raise UserError(
-                "there is no tokenizer here", str(path), "give its directory or its vocab.txt"
-            ) from None
+            raise UserError("there is no tokenizer here", str(path), "give its directory or its vocab.txt") from None
         except OSError as error:
             raise UserError(f"the tokenizer cannot be read ({error.strerror})", str(path)) from None
 
@@ -207,9 +203,7 @@ class Tokenizer:
 
         names = {role: self.pieces[getattr(self.special, role)] for role in _ROLES}
         engine = Tokenizer.from_str(self._engine.to_str())
-        engine.add_special_tokens(
-            [AddedToken(name, special=True, normalized=False) for name in names.values()]
-        )
+        engine.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names.values()])
         cls_, sep = names["cls"], names["sep"]
         engine.post_processor = processors.TemplateProcessing(
             single=f"{cls_} $A {sep}",
@@ -238,9 +232,7 @@ class Tokenizer:
         }
 
 
-def from_vocab(
-    pieces: Sequence[str], where: str = "vocabulary", lowercase: bool | None = None, **options
-) -> Tokenizer:
+def from_vocab(pieces: Sequence[str], where: str = "vocabulary", lowercase: bool | None = None, **options) -> Tokenizer:
     """A WordPiece tokenizer from its pieces in the order of their ids.
 
     Args:
@@ -258,9 +250,7 @@ def from_vocab(
         raise UserError(f"the piece {twice!r} stands there twice", where, "keep one of them")
     special = _special({role: name for role, name in zip(_ROLES, SPECIAL_NAMES, strict=True)}, vocab, where)
     if lowercase is None:
-        lowercase = not any(
-            re.search("[A-Z]", piece) and not re.fullmatch(r"\[.*\]|<.*>", piece) for piece in pieces
-        )
+        lowercase = not any(re.search("[A-Z]", piece) and not re.fullmatch(r"\[.*\]|<.*>", piece) for piece in pieces)
     engine = Engine(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD))
     accents, chinese = options.get("strip_accents"), options.get("tokenize_chinese_chars", True)
     engine.normalizer = normalizers.BertNormalizer(
@@ -270,9 +260,7 @@ def from_vocab(
     engine.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     text = "\n".join(pieces) + "\n"
     identity = f"bert lowercase={lowercase} accents={accents} chinese={chinese} word={_MAX_WORD}"
-    return Tokenizer(
-        "wordpiece", engine, pieces, special, identity.encode(), ("vocab.txt", text.encode()), lowercase
-    )
+    return Tokenizer("wordpiece", engine, pieces, special, identity.encode(), ("vocab.txt", text.encode()), lowercase)
 
 
 def from_spiece(data: bytes, where: str) -> Tokenizer:
@@ -291,9 +279,7 @@ def from_spiece(data: bytes, where: str) -> Tokenizer:
         scores = [float(str(np.float32(score))) for score in model.scores]
         engine = Engine(models.Unigram(list(zip(model.pieces, scores, strict=True)), special.unk, False))
     else:
-        engine = Engine(
-            models.BPE(vocab, _merges(model, vocab), unk_token=model.pieces[special.unk], fuse_unk=True)
-        )
+        engine = Engine(models.BPE(vocab, _merges(model, vocab), unk_token=model.pieces[special.unk], fuse_unk=True))
     steps = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     if model.remove_extra_whitespaces:
         steps += [normalizers.Strip(left=True, right=True), normalizers.Replace(Regex(" {2,}"), " ")]
@@ -378,9 +364,7 @@ def _from_json(path: Path, config: dict, lowercase: bool | None) -> Tokenizer:
     where, model, normaliser = str(path), raw.get("model", {}), raw.get("normalizer") or {}
     kind = {"WordPiece": "wordpiece", "Unigram": "unigram", "BPE": "bpe"}.get(model.get("type"))
     if kind is None:
-        raise UserError(
-            f"the tokenizer is of type {model.get('type')}", where, "use WordPiece, Unigram or BPE"
-        )
+        raise UserError(f"the tokenizer is of type {model.get('type')}", where, "use WordPiece, Unigram or BPE")
     if kind == "wordpiece":
         vocab = model["vocab"]
         pieces = sorted(vocab, key=vocab.get)

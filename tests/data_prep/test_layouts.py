@@ -95,9 +95,7 @@ def _truncate_slowly(a: int, b: int, limit: int) -> tuple[int, int]:
 def test_truncation_takes_from_the_longer_one_token_at_a_time(length):
     sizes = np.array([(a, b) for a in range(1, 40) for b in range(1, 40)])
     zero, n = np.zeros(len(sizes), np.int64), len(sizes)
-    whole = layouts.Instances(
-        zero, sizes[:, 0], zero + 100, 100 + sizes[:, 1], zero.astype(np.int32), zero, zero
-    )
+    whole = layouts.Instances(zero, sizes[:, 0], zero + 100, 100 + sizes[:, 1], zero.astype(np.int32), zero, zero)
     cut, gone = layouts.truncate(whole, length, np.random.default_rng(0))
     kept = np.stack([cut.a_end - cut.a_begin, cut.b_end - cut.b_begin], 1)
     assert kept.tolist() == [list(_truncate_slowly(a, b, length - 3)) for a, b in sizes.tolist()]

@@ -58,9 +58,7 @@ def test_best_followers_are_the_argmax(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_two_sided_equals_the_sum_over_the_vocabulary(seed):
     forward, backward, _ = _tables(seed)
-    left, word, right = (
-        grid.ravel() for grid in np.meshgrid(np.arange(V), np.arange(SPECIAL, V), np.arange(V))
-    )
+    left, word, right = (grid.ravel() for grid in np.meshgrid(np.arange(V), np.arange(SPECIAL, V), np.arange(V)))
     product = _matrix(forward)[left] * _matrix(backward).T[right]
     expected = product[np.arange(len(word)), word] / product.sum(1)
     found, hit = TwoSided(forward, backward).score(left, word, right)

@@ -23,18 +23,14 @@ def world(tmp_path_factory) -> Path:
     """A corpus in two files and a tokenizer."""
     folder = tmp_path_factory.mktemp("world")
     (folder / "a.txt").write_text(tiny.text(120, seed=1))
-    (folder / "b.jsonl").write_text(
-        "\n".join(json.dumps({"text": d}) for d in tiny.text(90, 2).split("\n\n"))
-    )
+    (folder / "b.jsonl").write_text("\n".join(json.dumps({"text": d}) for d in tiny.text(90, 2).split("\n\n")))
     tiny.tokenizer().save(folder / "tok")
     return folder
 
 
 def _shards(world: Path, out: Path, *more: str) -> int:
     inputs = [str(world / "a.txt"), str(world / "b.jsonl")]
-    return main(
-        ["shards", *inputs, "--tokenizer", str(world / "tok"), "--out", str(out), "--length", "32", *more]
-    )
+    return main(["shards", *inputs, "--tokenizer", str(world / "tok"), "--out", str(out), "--length", "32", *more])
 
 
 @pytest.fixture(scope="module")
@@ -61,21 +57,14 @@ def test_worker_count_does_not_change_shards(world, made, tmp_path):
 
 
 def test_another_seed_makes_other_shards(world, made, tmp_path):
-    assert (
-        _shards(world, tmp_path / "x", "--shards", "3", "--workers", "1", "--heldout", "0.1", "--seed", "1")
-        == 0
-    )
+    assert _shards(world, tmp_path / "x", "--shards", "3", "--workers", "1", "--heldout", "0.1", "--seed", "1") == 0
     name = "train-00000-of-00003.tfrecord"
     assert (made / name).read_bytes() != (tmp_path / "x" / name).read_bytes()
 
 
 def test_shards_hold_what_the_manifest_says(made):
     manifest = load_manifest(made)
-    assert (
-        manifest.tokenizer
-        == tiny.tokenizer().fingerprint
-        == (made / "tokenizer/fingerprint").read_text().strip()
-    )
+    assert manifest.tokenizer == tiny.tokenizer().fingerprint == (made / "tokenizer/fingerprint").read_text().strip()
     assert [one["name"] for one in manifest.inputs] == ["a.txt", "b.jsonl"]
     for name, split in manifest.splits.items():
         chosen = 0
@@ -93,8 +82,7 @@ def test_shards_hold_what_the_manifest_says(made):
 
 def test_held_out_documents_are_never_trained_on(made):
     trained, held_out = (
-        {int(n) for records in _read(made, name) for n in records["documents"].ravel()}
-        for name in ("train", "heldout")
+        {int(n) for records in _read(made, name) for n in records["documents"].ravel()} for name in ("train", "heldout")
     )
     assert not trained & held_out
     assert trained | held_out == set(range(210)), "every document is in one of the splits"

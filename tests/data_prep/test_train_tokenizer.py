@@ -32,9 +32,7 @@ def test_each_kind_has_the_size_asked_for(corpus, kind):
 def test_lower_makes_case_irrelevant(corpus, kind):
     assert _train(corpus, "--kind", kind, "--lower", "--vocab", "65") == 0
     tokenizer = Tokenizer.load(corpus / "tok")
-    assert (
-        tokenizer.encode_batch(["THE CAT"]).ids.tolist() == tokenizer.encode_batch(["the cat"]).ids.tolist()
-    )
+    assert tokenizer.encode_batch(["THE CAT"]).ids.tolist() == tokenizer.encode_batch(["the cat"]).ids.tolist()
 
 
 def test_the_same_again_is_already_done_and_others_are_refused(corpus, capsys):

@@ -41,9 +41,7 @@ def _one_record(path, tokenizer):
         "input_mask": np.array([[1] * 9 + [0]], np.int32),
         "segment_ids": np.array([[0] * 6 + [1] * 3 + [0]], np.int32),
         "masked_lm_positions": np.array([[1, 4, 7]], np.int32),
-        "masked_lm_ids": np.array(
-            [[tokenizer.pieces.index(name) for name in ("the", "sat", "dog")]], np.int32
-        ),
+        "masked_lm_ids": np.array([[tokenizer.pieces.index(name) for name in ("the", "sat", "dog")]], np.int32),
         "masked_lm_weights": np.ones((1, 3), np.float32),
         "next_sentence_labels": np.array([1], np.int32),
     }
@@ -62,9 +60,7 @@ def test_inspect_finds_any_record(data, capsys):
     for more in (["--record", "3"], ["--random"], ["--split", "heldout"], []):
         assert main(["inspect", str(data / "data"), *more]) == 0
         shown = capsys.readouterr().out
-        assert (
-            re.search(r"record \d+ .*next, \d+ of 32 tokens", shown) and "A: [CLS]" in shown and "→" in shown
-        )
+        assert re.search(r"record \d+ .*next, \d+ of 32 tokens", shown) and "A: [CLS]" in shown and "→" in shown
 
 
 @pytest.mark.parametrize(
@@ -97,7 +93,5 @@ def test_stats_are_aligned_and_complete(data, capsys):
     shown = capsys.readouterr().out
     for word in ("records", "padding", "random next", "overflowed", "two sided bigram"):
         assert word in shown
-    rows = [
-        line for line in shown.split("\n")[3:] if line.startswith(("records", "tokens", "masked", "kept"))
-    ]
+    rows = [line for line in shown.split("\n")[3:] if line.startswith(("records", "tokens", "masked", "kept"))]
     assert len({len(line) for line in rows}) == 1

@@ -40,9 +40,7 @@ def test_tensorflow_parses_what_we_write(tf, tmp_path):
     for row, one in enumerate(raw):
         parsed = tf.io.parse_single_example(one, _feature_spec(tf))
         for name in SEVEN:
-            np.testing.assert_array_equal(
-                parsed[name].numpy(), np.atleast_1d(records[name][row]), err_msg=name
-            )
+            np.testing.assert_array_equal(parsed[name].numpy(), np.atleast_1d(records[name][row]), err_msg=name)
 
 
 def test_our_bytes_are_protobufs_own(tf, tmp_path):

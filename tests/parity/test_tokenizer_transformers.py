@@ -23,9 +23,7 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(
-    scope="module", params=["unigram", "unigram lower", "bpe", "wordpiece", "wordpiece lower", "accents"]
-)
+@pytest.fixture(scope="module", params=["unigram", "unigram lower", "bpe", "wordpiece", "wordpiece lower", "accents"])
 def pair(request, tmp_path_factory):
     """Our tokenizer and transformers' view of its directory."""
     transformers = pytest.importorskip("transformers")
@@ -48,9 +46,7 @@ def _assert_same(ours, theirs):
     encoded = ours.encode_batch(TEXTS)
     found = theirs(TEXTS, add_special_tokens=False)["input_ids"]
     for number, text in enumerate(TEXTS):
-        assert found[number] == encoded.ids[encoded.rows[number] : encoded.rows[number + 1]].tolist(), repr(
-            text[:60]
-        )
+        assert found[number] == encoded.ids[encoded.rows[number] : encoded.rows[number + 1]].tolist(), repr(text[:60])
 
 
 def test_ids_are_the_same_on_nasties_and_four_languages(pair):
@@ -69,9 +65,7 @@ def test_ids_are_the_same_beside_the_configuration_of_a_bert_model(pair, tmp_pat
     transformers = pytest.importorskip("transformers")
     ours, _, _ = pair
     ours.save(tmp_path)
-    (tmp_path / "config.json").write_text(
-        json.dumps({"model_type": "bert", "architectures": ["BertForPreTraining"]})
-    )
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertForPreTraining"]}))
     _assert_same(ours, transformers.AutoTokenizer.from_pretrained(tmp_path))
 
 

@@ -75,11 +75,7 @@ def test_positions_ascend_and_labels_restore_the_row(unit):
     for row in range(300):
         used = done.weights[row] == 1
         count = int(used.sum())
-        assert (
-            used[:count].all()
-            and not done.positions[row, count:].any()
-            and not done.labels[row, count:].any()
-        )
+        assert used[:count].all() and not done.positions[row, count:].any() and not done.labels[row, count:].any()
         assert (np.diff(done.positions[row, :count]) > 0).all()
         restored = done.ids[row].copy()
         restored[done.positions[row, :count]] = done.labels[row, :count]
@@ -161,8 +157,6 @@ def test_predictions_follow_the_length():
 
 def test_rows_without_anything_to_choose_stay():
     ids = np.array([[101, 102, 102, 0]], np.int32)
-    done = corrupt(
-        ids, units_of(ids, None, SPECIAL, "token"), SPECIAL, V, Rule(cap=2), row_keys((0,), np.arange(1))
-    )
+    done = corrupt(ids, units_of(ids, None, SPECIAL, "token"), SPECIAL, V, Rule(cap=2), row_keys((0,), np.arange(1)))
     np.testing.assert_array_equal(done.ids, ids)
     assert not done.weights.any()

@@ -11,9 +11,7 @@ from bert_jax.errors import UserError
 from bert_jax.text.manifest import Manifest, ShardInfo, Split, load_manifest, write_manifest
 from bert_jax.text.tokenizer import Special
 
-SPLIT = Split(
-    (ShardInfo("train-00000-of-00001.tfrecord", 3, 999, "ab", 40, 8),), 3, 40, 8, {"masked_rate": 0.8}
-)
+SPLIT = Split((ShardInfo("train-00000-of-00001.tfrecord", 3, 999, "ab", 40, 8),), 3, 40, 8, {"masked_rate": 0.8})
 MANIFEST = Manifest(
     tokenizer="f" * 64,
     vocab_size=50,

@@ -22,9 +22,7 @@ def trained(tmp_path_factory) -> dict[str, Tokenizer]:
     (folder / "text.txt").write_text(text, encoding="utf-8")
     sizes = {"unigram": 90, "bpe": 120, "wordpiece": 120}
     return {
-        kind: train(
-            [str(folder / "text.txt")], str(folder / kind), TokenizerSettings(kind, size, kind == "wordpiece")
-        )
+        kind: train([str(folder / "text.txt")], str(folder / kind), TokenizerSettings(kind, size, kind == "wordpiece"))
         for kind, size in sizes.items()
     }
 
@@ -210,9 +208,7 @@ def test_lower_casing_is_guessed_from_the_vocabulary_or_told(tmp_path):
 
 def test_a_hugging_face_directory_is_read_with_its_own_casing(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(tiny.PIECES))
-    (tmp_path / "tokenizer_config.json").write_text(
-        '{"do_lower_case": false, "tokenizer_class": "BertTokenizer"}'
-    )
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "tokenizer_class": "BertTokenizer"}')
     assert _pieces(Tokenizer.load(tmp_path), "THE the") == ["[UNK]", "the"]
 
 

@@ -56,7 +56,5 @@ def test_encoding_needs_no_sentencepiece_and_no_protobuf(kind, tmp_path):
     (tmp_path / "text.txt").write_text(tiny.text(30))
     train([str(tmp_path / "text.txt")], str(tmp_path / "tok"), TokenizerSettings(kind, 80))
     path = str(tmp_path / "tok")
-    loaded = _loaded(
-        f"from bert_jax.text.tokenizer import Tokenizer\nTokenizer.load({path!r}).encode_batch(['a cat'])"
-    )
+    loaded = _loaded(f"from bert_jax.text.tokenizer import Tokenizer\nTokenizer.load({path!r}).encode_batch(['a cat'])")
     assert "tokenizers" in loaded and not {"sentencepiece", "google.protobuf", "jax"} & loaded

@@ -49,9 +49,7 @@ def text(documents: int, seed: int = 0, sentences: tuple[int, int] = (3, 12)) ->
     return "\n\n".join(document(rng, int(rng.integers(*sentences))) for _ in range(documents)) + "\n"
 
 
-def records(
-    n: int, length: int = 32, predictions: int = 4, vocab_size: int = 30_000, seed: int = 0
-) -> Records:
+def records(n: int, length: int = 32, predictions: int = 4, vocab_size: int = 30_000, seed: int = 0) -> Records:
     """Random records with all features, of all lengths."""
     rng = np.random.default_rng(seed)
     inside = np.arange(length) < rng.integers(5, length + 1, n)[:, None]
