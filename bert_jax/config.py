@@ -119,6 +119,7 @@ class ModelSettings:
     activation: str = "gelu"
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
+    init_std: float = 0.02
 
     def bert(self, vocab_size: int) -> BertConfig:
         """The network for a vocabulary of this size."""
@@ -133,6 +134,7 @@ class ModelSettings:
             activation=self.activation,
             hidden_dropout=self.hidden_dropout,
             attention_dropout=self.attention_dropout,
+            init_std=self.init_std,
             **overrides,
         )
 

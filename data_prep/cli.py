@@ -22,6 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
+    except OSError as error:  # a full disk or a lost mount, wherever it strikes
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"bert-data: {where}{error.strerror}; make room and run the same command again", file=sys.stderr
+        )
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,9 +94,13 @@ def tidy(text: str) -> str:
         joined = joined.replace("``", "").replace("`", "")
         joined = re.sub(r"(?<!\w)\*{1,2}(\S(?:[^*]*\S)?)\*{1,2}(?!\w)", r"\1", joined)
         joined = re.sub(r"\s+", " ", joined).strip()
-        if joined.isprintable() and sum(c.isalpha() or c == " " for c in joined) > 0.7 * len(joined):
+        if joined.isprintable() and _letters(joined) > 0.7 * len(joined):
             paragraphs.append(joined)
     return "\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def _letters(text: str) -> int:
+    return sum(map(str.isalpha, text)) + text.count(" ")
 
 
 def _sources(root: Path) -> Iterator[Path]:
@@ -113,10 +118,17 @@ def _sources(root: Path) -> Iterator[Path]:
 
 def _docstrings(path: Path) -> Iterator[str]:
     try:
-        tree = ast.parse(path.read_bytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of others' sources, about escapes such as "\\d"
+            tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError, RecursionError, MemoryError):
         return  # templates and files of other versions lie among sources
-    for node in ast.walk(tree):
+    # Statements only, in the order of the source: most of a tree is expressions, and no docstring is in one.
+    left: list[ast.AST] = [tree]
+    while left:
+        node = left.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if docstring := ast.get_docstring(node):
                 yield docstring
+        blocks = (getattr(node, name, ()) for name in ("finalbody", "orelse", "handlers", "body"))
+        left += [statement for block in blocks if isinstance(block, list) for statement in reversed(block)]

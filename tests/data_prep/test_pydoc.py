@@ -34,6 +34,7 @@ def small_machine(tmp_path, monkeypatch):
     (root / "a.py").write_text('def g():\n    """Another one. ' + long + '"""')
     (root / "copy.py").write_text((root / "b.py").read_text())
     (root / "broken.py").write_text("def (")
+    (root / "warns.py").write_text("x = '\\d'")
     (root / "tests" / "t.py").write_text('"""A test. ' + long + '"""')
     monkeypatch.setattr(pydoc.sysconfig, "get_path", lambda name: str(root))
     return tmp_path

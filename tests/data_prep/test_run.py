@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -230,6 +232,35 @@ def test_settings_that_cannot_be_are_refused(world, tmp_path, capsys, change, me
     assert _shards(world, tmp_path / "d", *change) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_shard(world, tmp_path, workers):
+    # A limit on the size of files stands in for the disk: the write fails in the same place.
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "from data_prep.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [
+        "shards",
+        str(world / "a.txt"),
+        "--tokenizer",
+        str(world / "tok"),
+        "--out",
+        str(tmp_path / "d"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *command, "--length", "32", "--shards", "2", "--workers", workers],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "train-00000-of-00002.tfrecord: the shard cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in (tmp_path / "d").iterdir()} - {"heldout-00000-of-00001.tfrecord"} <= {
+        "tokenizer",
+        "heldout-00000-of-00001.tfrecord.idx",
+    }
 
 
 def test_too_few_documents_are_refused(world, tmp_path, capsys):

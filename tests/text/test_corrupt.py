@@ -115,6 +115,15 @@ def test_the_cap_holds_and_what_it_costs_is_told():
     assert (done.fitted == np.minimum(done.wanted, 7)).all() and (done.wanted > 7).mean() > 0.5
 
 
+def test_the_rate_holds_where_rounding_would_miss_it():
+    # 125 eligible tokens: 18.75 are due, and the nearest number is 1.3 % more.
+    ids = np.tile(np.arange(200, 325, dtype=np.int32), (8_000, 1))
+    keys = row_keys((4,), np.arange(8_000))
+    done = corrupt(ids, units_of(ids, None, SPECIAL, "token"), SPECIAL, V, Rule(cap=20), keys)
+    assert set(np.unique(done.weights.sum(1))) == {18, 19}
+    assert abs(done.weights.sum() / ids.size - 0.15) < 3 * sqrt(0.15 * 0.85 / ids.size)
+
+
 def test_every_position_and_every_unit_is_as_likely_as_another():
     ids = np.tile(np.arange(200, 240, dtype=np.int32), (20_000, 1))
     done = corrupt(

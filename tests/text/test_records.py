@@ -173,35 +173,42 @@ def _frame(body: bytes) -> bytes:
     return size + crc(size) + body + crc(body)
 
 
-def _unusual(records: dict, row: int, rng: np.random.Generator) -> bytes:
-    """An Example with shuffled entries, unpacked or split lists, values before keys, unknown features."""
+ODDITIES = ("unpacked", "split", "reversed", "shuffled", "unknown")
+
+
+def _unusual(records: dict, row: int, rng: np.random.Generator, odd: tuple[str, ...]) -> bytes:
+    """An Example with some of the oddities that protobuf allows."""
     entries = []
     for name, values in records.items():
         values = np.atleast_1d(values[row])
         if name == "word_starts":
             listed = _field(1, _field(1, np.packbits(values, bitorder="little").tobytes()))
         elif name == "masked_lm_weights":
-            listed = _field(2, b"".join(b"\x0d" + struct.pack("<f", value) for value in values))
-        elif rng.random() < 0.5:
+            floats = [struct.pack("<f", value) for value in values]
+            one_by_one = b"".join(b"\x0d" + value for value in floats)
+            listed = _field(2, one_by_one if "unpacked" in odd else _field(1, b"".join(floats)))
+        elif "unpacked" in odd and rng.random() < 0.5:
             listed = _field(3, b"".join(b"\x08" + _varint(int(value)) for value in values))
         else:
-            halves = (values[: len(values) // 2], values[len(values) // 2 :])
-            listed = _field(
-                3, b"".join(_field(1, b"".join(_varint(int(v)) for v in half)) for half in halves)
-            )
-        parts = [_field(1, name.encode()), _field(2, listed)]
-        entries.append(_field(1, b"".join(parts[::-1] if rng.random() < 0.5 else parts)))
-    entries.append(_field(1, _field(1, b"unknown_thing") + _field(2, _field(1, _field(1, b"x" * 300)))))
-    rng.shuffle(entries)
-    return _field(1, b"".join(entries)) + bytes([15 << 3]) + _varint(77)
+            half = len(values) // 2 if "split" in odd else 0
+            parts = (values[:half], values[half:]) if half else (values,)
+            listed = _field(3, b"".join(_field(1, b"".join(_varint(int(v)) for v in part)) for part in parts))
+        fields = [_field(1, name.encode()), _field(2, listed)]
+        entries.append(_field(1, b"".join(fields[::-1] if "reversed" in odd else fields)))
+    if "unknown" in odd:
+        entries.append(_field(1, _field(1, b"unknown_thing") + _field(2, _field(1, _field(1, b"x" * 300)))))
+    if "shuffled" in odd:
+        rng.shuffle(entries)
+    return _field(1, b"".join(entries)) + (bytes([15 << 3]) + _varint(77) if "unknown" in odd else b"")
 
 
-def test_unusual_examples_among_usual_ones_are_read(tmp_path):
+@pytest.mark.parametrize("odd", [*((one,) for one in ODDITIES), ODDITIES], ids="+".join)
+def test_unusual_examples_among_usual_ones_are_read(tmp_path, odd):
     records, rng = tiny.records(12), np.random.default_rng(1)
     usual, sizes = example.encode(records)
     ends = np.cumsum(sizes)
     bodies = [
-        _unusual(records, row, rng) if row % 3 else usual[ends[row] - sizes[row] : ends[row]].tobytes()
+        _unusual(records, row, rng, odd) if row % 3 else usual[ends[row] - sizes[row] : ends[row]].tobytes()
         for row in range(12)
     ]
     (tmp_path / "a.tfrecord").write_bytes(b"".join(map(_frame, bodies)))

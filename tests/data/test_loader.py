@@ -1,0 +1,105 @@
+"""Shards → batches: slices agree with the whole, masks move between epochs, damage is named."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bert_jax.data.feed import ahead
+from bert_jax.data.loader import heldout_batches, open_dataset, train_batch
+from bert_jax.data.order import Order
+from bert_jax.errors import UserError
+from bert_jax.text.features import restore
+from tests.world import LENGTH, write_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "data")
+
+
+@pytest.mark.parametrize("masking", ["static", "dynamic"])
+def test_hosts_read_slices_of_one_batch(data: Path, masking: str) -> None:
+    dataset = open_dataset(data, "train")
+    order = Order(dataset.records, 16, seed=5, stage=0)
+    for t in (0, 5, 6):  # 96 records: batch 5 ends the first epoch, batch 6 begins the next
+        whole = train_batch(dataset, order, t, slice(0, 16), masking)
+        parts = [train_batch(dataset, order, t, slice(i, i + 4), masking) for i in (0, 4, 8, 12)]
+        for name, rows in whole.rows.items():
+            assert np.array_equal(rows, np.concatenate([part.rows[name] for part in parts])), name
+        assert {(part.digest, part.tokens) for part in parts} == {(whole.digest, whole.tokens)}
+        assert whole.tokens == (whole.rows["sequence_ids"] > 0).sum()
+
+
+def test_dynamic_masks_move_between_epochs_and_static_ones_do_not(data: Path) -> None:
+    dataset = open_dataset(data, "train")
+    order = Order(dataset.records, dataset.records, seed=0, stage=0)
+
+    def sorted_rows(t: int, masking: str) -> dict[str, np.ndarray]:
+        numbers, _ = order.batch_records(t)
+        batch = train_batch(dataset, order, t, slice(0, dataset.records), masking)
+        return {name: rows[np.argsort(numbers)] for name, rows in batch.rows.items()}
+
+    static, dynamic = ([sorted_rows(t, masking) for t in (0, 1)] for masking in ("static", "dynamic"))
+    assert np.array_equal(static[0]["input_ids"], static[1]["input_ids"])
+    assert (dynamic[0]["mlm_positions"] != dynamic[1]["mlm_positions"]).any(1).mean() > 0.9
+
+    def text(batch: dict[str, np.ndarray]) -> np.ndarray:
+        names = {
+            "mlm_positions": "masked_lm_positions",
+            "mlm_labels": "masked_lm_ids",
+            "mlm_weights": "masked_lm_weights",
+        }
+        return restore({"input_ids": batch["input_ids"]} | {new: batch[old] for old, new in names.items()})
+
+    for one, other in itertools.combinations([*static, *dynamic], 2):
+        assert np.array_equal(text(one), text(other))
+
+
+def test_heldout_batches_hold_every_record_once(data: Path) -> None:
+    dataset = open_dataset(data, "heldout")
+    batches = list(heldout_batches(dataset, 10, slice(0, 10)))
+    assert [len(b["input_ids"]) for b in batches] == [10, 10, 10]
+    together = np.concatenate([b["input_ids"] for b in batches])
+    assert np.array_equal(together[:24], dataset.read(np.arange(24))["input_ids"])
+    assert not np.concatenate([b["mlm_weights"] for b in batches])[24:].any()
+    assert np.concatenate([b["nsp_weights"] for b in batches]).sum() == 24
+    hosts = [
+        np.concatenate([b["input_ids"] for b in heldout_batches(dataset, 10, s)]) for s in (slice(0, 5), slice(5, 10))
+    ]
+    assert np.array_equal(np.concatenate([h.reshape(3, 5, LENGTH) for h in hosts], 1).reshape(30, LENGTH), together)
+
+
+def test_ahead_keeps_order_and_passes_errors_in_their_turn() -> None:
+    def make(t: int) -> int:
+        if t == 5:
+            raise UserError("the shard is damaged")
+        return t
+
+    items = ahead(make, 2, 8)
+    assert [next(items) for _ in range(3)] == [2, 3, 4]
+    with pytest.raises(UserError, match="damaged"):
+        next(items)
+
+
+def test_missing_short_and_damaged_shards_are_named(data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    shard = sorted(copy.glob("train-*.tfrecord"))[1]
+    whole = shard.read_bytes()
+
+    shard.write_bytes(whole[:-10])
+    with pytest.raises(UserError, match=rf"{shard.name}: this shard has {len(whole) - 10:,} bytes where"):
+        open_dataset(copy, "train")
+    shard.unlink()
+    with pytest.raises(UserError, match=f"{shard.name}: this shard is missing"):
+        open_dataset(copy, "train")
+    middle = len(whole) // 2
+    shard.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    dataset = open_dataset(copy, "train")
+    with pytest.raises(UserError, match=rf"{shard.name}.*record \d+"):
+        dataset.read(np.arange(dataset.records))

@@ -1,0 +1,99 @@
+"""The network: its tree, its dropout, and which token sees which."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax.config import PRESETS, BertConfig, Execution, preset
+from bert_jax.model import bert
+from bert_jax.model.dropout import dropout
+from tests.conftest import random_batch
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parameter_tree_is_the_golden_one(name: str) -> None:
+    """To write it anew after a deliberate change: python -m tests.golden.write"""
+    shapes = jax.eval_shape(partial(bert.init, preset(name, 30522)), jax.random.key(0))
+    tree = {
+        jax.tree_util.keystr(p, simple=True, separator="/"): list(x.shape)
+        for p, x in jax.tree_util.tree_leaves_with_path(shapes)
+    }
+    assert tree == json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
+
+
+def test_init_is_truncated_normal_ones_and_zeros(small_world: BertConfig) -> None:
+    params = bert.init(replace(small_world, vocab_size=5000), jax.random.key(0))
+    word = np.asarray(params["embeddings"]["word"])
+    assert np.abs(word).max() <= 0.04 + 1e-6 and 0.0170 < word.std() < 0.0182  # two sigma of 0.02
+    kernels = params["layers"]["attention"]["query"]["kernel"]
+    assert not np.array_equal(kernels[0], kernels[1])
+    assert np.all(params["layers"]["mlp"]["norm"]["scale"] == 1) and np.all(params["pooler"]["bias"] == 0)
+
+
+def test_a_token_sees_its_own_sequence_only(small_world: BertConfig, loud_params: dict) -> None:
+    batch = random_batch(small_world, 2)
+    packed = batch | {
+        "sequence_ids": jnp.asarray([[1] * 6 + [2] * 7 + [0] * 3, [1] * 16], jnp.int32),
+        "position_ids": jnp.asarray([[*range(6), *range(7), *range(3)], range(16)], jnp.int32),
+    }
+    hidden = jax.jit(partial(bert.encode, small_world))
+    first = hidden(loud_params, packed).hidden
+    changed = packed | {"input_ids": packed["input_ids"].at[0, 8].add(1)}
+    moved = np.abs(np.asarray(hidden(loud_params, changed).hidden - first)).max(-1)
+    assert np.all(moved[0, :6] == 0) and np.all(moved[0, 13:] == 0) and np.all(moved[1] == 0)
+    assert np.all(moved[0, 6:13] > 1e-4)
+
+    alone = {name: packed[name][:1, 6:13] for name in ("input_ids", "segment_ids", "position_ids", "sequence_ids")}
+    np.testing.assert_allclose(hidden(loud_params, alone).hidden[0], first[0, 6:13], atol=2e-6)
+
+
+def test_all_layers_begin_with_the_embeddings_and_end_with_the_output(
+    small_world: BertConfig, loud_params: dict
+) -> None:
+    batch = random_batch(small_world, 2)
+    for execution in (Execution(), Execution(scan=True)):
+        out = bert.encode(small_world, loud_params, batch, execution=execution, all_layers=True)
+        assert out.layers is not None and out.layers.shape == (small_world.layers + 1, 2, 16, small_world.width)
+        assert np.array_equal(out.layers[-1], out.hidden) and not np.array_equal(out.layers[0], out.layers[1])
+
+
+def test_bfloat16_stays_near_float32(small_world: BertConfig, loud_params: dict) -> None:
+    batch = random_batch(small_world, 4)
+    full = bert.apply(small_world, loud_params, batch)
+    half = bert.apply(small_world, loud_params, batch, execution=Execution(dtype="bfloat16"))
+    assert half.mlm_logits.dtype == jnp.float32 and half.hidden.dtype == jnp.bfloat16
+    error = np.abs(np.asarray(full.mlm_logits) - np.asarray(half.mlm_logits))
+    assert error.mean() < 0.05 * np.asarray(full.mlm_logits).std()
+
+
+def test_dropout_keeps_the_mean_and_the_rate() -> None:
+    x = jnp.ones((1000, 1001))  # not a multiple of four: the last word is cut
+    y = np.asarray(dropout(x, 0.1, jax.random.key(0)))
+    kept = round(0.9 * 256)
+    assert set(np.unique(y)) == {np.float32(0), np.float32(256 / kept)}
+    share = kept / 256
+    assert abs((y > 0).mean() - share) < 4 * np.sqrt(share * (1 - share) / y.size)
+    columns = (y > 0).mean(0)
+    assert abs(columns - share).max() < 5.5 * np.sqrt(share * (1 - share) / 1000)
+    assert dropout(x, 0.1, None) is x and dropout(x, 0.0, jax.random.key(0)) is x
+
+
+def test_dropout_masks_of_layers_differ(small_world: BertConfig, loud_params: dict) -> None:
+    same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), loud_params["layers"])
+    config, batch = replace(small_world, hidden_dropout=0.5), random_batch(small_world, 2)
+    run = partial(bert.encode, config, loud_params | {"layers": same}, batch, key=jax.random.key(1), all_layers=True)
+    unrolled, scanned = run().layers, run(execution=Execution(scan=True)).layers
+    np.testing.assert_allclose(unrolled, scanned, atol=1e-5)
+    assert unrolled is not None
+    assert not np.array_equal(np.asarray(unrolled[1]) == 0, np.asarray(unrolled[2]) == 0)
