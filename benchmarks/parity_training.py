@@ -49,9 +49,7 @@ def main() -> int:
     rows = slice(0, args.batch)
     batches = [train_batch(dataset, order, t, rows, "static").rows for t in range(args.steps)]
     config = preset(args.preset, dataset.manifest.vocab_size)
-    stage = Stage(
-        steps=args.steps, batch=args.batch, learning_rate=args.learning_rate, warmup=args.steps // 10
-    )
+    stage = Stage(steps=args.steps, batch=args.batch, learning_rate=args.learning_rate, warmup=args.steps // 10)
     ours, theirs = compare(config, batches, stage)
     for step, (one, other) in enumerate(zip(ours, theirs, strict=True), 1):
         print(f"step {step:4d}   here {one:.6f}   transformers {other:.6f}   apart {abs(one - other):.1e}")
@@ -66,9 +64,7 @@ def compare(config: BertConfig, batches: list[HostBatch], stage: Stage) -> tuple
     params = jax.jit(partial(bert.init, config))(jax.random.key(0))
     model = torch_twin(config, params)  # before the step takes the arrays over
     settings = TrainSettings()
-    return _train_here(config, params, batches, stage, settings), _train_there(
-        model, batches, stage, settings
-    )
+    return _train_here(config, params, batches, stage, settings), _train_there(model, batches, stage, settings)
 
 
 def torch_twin(config: BertConfig, params: Params) -> Any:
@@ -76,9 +72,7 @@ def torch_twin(config: BertConfig, params: Params) -> Any:
     tree = config_to_json(replace(config, hidden_dropout=0.0, attention_dropout=0.0), "pretraining", pad=0)
     model = transformers.BertForPreTraining(transformers.BertConfig(**tree))
     tensors = to_foreign(HUGGING_FACE, config, params)
-    report = model.load_state_dict(
-        {name: torch.tensor(array) for name, array in tensors.items()}, strict=False
-    )
+    report = model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()}, strict=False)
     # both are the same memory as tensors that were given
     assert set(report.missing_keys) <= {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
     assert not report.unexpected_keys

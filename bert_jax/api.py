@@ -176,9 +176,7 @@ class Model:
     def _layer(self, layer: int, pool: str) -> int:
         layers = self.config.layers
         if not -layers - 1 <= layer <= layers:
-            raise UserError(
-                f"there is no layer {layer}", "layer", f"choose from 0 to {layers}, or -1 the last"
-            )
+            raise UserError(f"there is no layer {layer}", "layer", f"choose from 0 to {layers}, or -1 the last")
         layer %= layers + 1
         if pool not in ("cls", "mean", "pooled", "tokens"):
             raise UserError(f"pool = {pool!r} is unknown", "pool", "choose cls, mean, pooled or tokens")

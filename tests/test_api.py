@@ -90,9 +90,7 @@ def test_pairs_use_both_segments_and_the_pooler_reads_cls(model: Model) -> None:
     np.testing.assert_allclose(found[1], state[0], rtol=0, atol=2e-5)
     pooler = model.params["pooler"]
     pooled = np.tanh(state[0] @ np.asarray(pooler["kernel"]) + np.asarray(pooler["bias"]))
-    np.testing.assert_allclose(
-        model.encode([("the capital", "berlin !")], pool="pooled")[0], pooled, atol=2e-5
-    )
+    np.testing.assert_allclose(model.encode([("the capital", "berlin !")], pool="pooled")[0], pooled, atol=2e-5)
 
 
 def test_more_texts_than_a_batch_come_back_in_order(model: Model) -> None:
@@ -146,9 +144,7 @@ def test_fill_mask_gives_the_model_s_own_probabilities_at_each_mask(model: Model
     assert len(found) == 2
     for guesses, expected in zip(found, chances, strict=True):
         assert [guess.id for guess in guesses] == np.argsort(-expected)[:3].tolist()
-        np.testing.assert_allclose(
-            [guess.probability for guess in guesses], np.sort(expected)[:-4:-1], atol=2e-5
-        )
+        np.testing.assert_allclose([guess.probability for guess in guesses], np.sort(expected)[:-4:-1], atol=2e-5)
     everything = model.fill_mask("[MASK]", k=len(model.tokenizer.pieces))[0]
     assert {guess.text for guess in everything} >= {"paris", "a", "…a", "[MASK]"}
 

@@ -88,9 +88,7 @@ def test_rooms_import_only_what_their_walls_let_through() -> None:
 
 def test_store_takes_the_manifest_and_nothing_else_of_text() -> None:
     names = {name for room, path in sources() if room == "store" for name in imports(path)}
-    assert all(
-        name.startswith("bert_jax.text.manifest") for name in names if name.startswith("bert_jax.text")
-    )
+    assert all(name.startswith("bert_jax.text.manifest") for name in names if name.startswith("bert_jax.text"))
 
 
 def test_libraries_are_named_only_where_they_belong() -> None:

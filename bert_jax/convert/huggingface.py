@@ -43,15 +43,11 @@ class Kind:
     def rows(self) -> tuple[Row, ...]:
         """The rows of the table that this class has, under its names."""
         rows = [row for row in HUGGING_FACE if row.path.split("/")[0] in self.parts]
-        return tuple(
-            row if self.prefixed else replace(row, foreign=row.foreign.removeprefix("bert.")) for row in rows
-        )
+        return tuple(row if self.prefixed else replace(row, foreign=row.foreign.removeprefix("bert.")) for row in rows)
 
 
 KINDS: dict[str, Kind] = {
-    "pretraining": Kind(
-        "BertForPreTraining", ("embeddings", "layers", "pooler", "masked_lm", "next_sentence")
-    ),
+    "pretraining": Kind("BertForPreTraining", ("embeddings", "layers", "pooler", "masked_lm", "next_sentence")),
     "masked-lm": Kind("BertForMaskedLM", ("embeddings", "layers", "masked_lm")),
     "encoder": Kind("BertModel", ("embeddings", "layers", "pooler"), prefixed=False),
 }
@@ -122,9 +118,7 @@ def write(
     parts = {name: tree for name, tree in params.items() if name in KINDS[kind].parts}
     tensors = to_foreign(rows, config, parts)
     with _whole_directory(Path(out), force) as folder:
-        save_file(
-            tensors, folder / WEIGHTS, metadata={"format": "pt"}
-        )  # transformers refuses files without it
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})  # transformers refuses files without it
         (folder / WEIGHTS).chmod(0o666 & ~_umask())  # safetensors lets nobody else read its files
         tree = config_to_json(config, kind, tokenizer.special.pad)
         _write_json(folder / CONFIG, tree)
@@ -178,9 +172,7 @@ def _whole_directory(out: Path, force: bool) -> Iterator[Path]:
             f"cannot be written ({error.strerror or error})", str(out), "make room or choose another place"
         ) from None
     except SafetensorError as error:
-        raise UserError(
-            f"cannot be written ({error})", str(out), "make room or choose another place"
-        ) from None
+        raise UserError(f"cannot be written ({error})", str(out), "make room or choose another place") from None
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -269,6 +261,4 @@ def _load_tensors(path: Path) -> dict[str, np.ndarray]:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"not a whole safetensors file ({error})", str(path), "copy or export it again"
-        ) from None
+        raise UserError(f"not a whole safetensors file ({error})", str(path), "copy or export it again") from None

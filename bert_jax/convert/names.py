@@ -100,9 +100,7 @@ def to_foreign(rows: Sequence[Row], config: BertConfig, params: Params) -> Tenso
     """
     leaves = dict(_flatten(params))
     if leaves.keys() != {row.path for row in rows}:
-        raise ValueError(
-            f"the table and the tree differ in {sorted(leaves.keys() ^ {row.path for row in rows})}"
-        )
+        raise ValueError(f"the table and the tree differ in {sorted(leaves.keys() ^ {row.path for row in rows})}")
     sizes = sizes_of(config)
     tensors: Tensors = {}
     for row in rows:
@@ -117,9 +115,7 @@ def to_foreign(rows: Sequence[Row], config: BertConfig, params: Params) -> Tenso
     return tensors
 
 
-def from_foreign(
-    rows: Sequence[Row], config: BertConfig, tensors: Mapping[str, np.ndarray], where: str
-) -> Params:
+def from_foreign(rows: Sequence[Row], config: BertConfig, tensors: Mapping[str, np.ndarray], where: str) -> Params:
     """Foreign tensors as our tree of float32 arrays, layers stacked.
 
     Raises:

@@ -134,9 +134,7 @@ def _pairs(texts: Sequence[str], tokenizer: Tokenizer, config: BertConfig) -> di
         rows.append([special.cls, *first, special.sep, *second, special.sep])
         segments.append([0] * (len(first) + 2) + [1] * (len(second) + 1))
     length = max(map(len, rows))
-    batch = {
-        name: np.zeros((len(rows), length), np.int32) for name in ("input_ids", "segment_ids", "sequence_ids")
-    }
+    batch = {name: np.zeros((len(rows), length), np.int32) for name in ("input_ids", "segment_ids", "sequence_ids")}
     batch["input_ids"][:] = special.pad
     for number, (row, segment) in enumerate(zip(rows, segments, strict=True)):
         batch["input_ids"][number, : len(row)] = row

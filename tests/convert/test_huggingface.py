@@ -27,9 +27,7 @@ def test_what_is_written_is_read_back_equal(
     read_config, read_params, read_kind = huggingface.read(tmp_path / "out")
     assert (read_config, read_kind) == (config, kind)
     assert tuple(read_params) == KINDS[kind].parts
-    jax.tree.map(
-        np.testing.assert_array_equal, read_params, {part: params[part] for part in KINDS[kind].parts}
-    )
+    jax.tree.map(np.testing.assert_array_equal, read_params, {part: params[part] for part in KINDS[kind].parts})
     assert Tokenizer.load(tmp_path / "out").fingerprint == tokenizer.fingerprint
     limits = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
     assert limits["model_max_length"] == config.positions
@@ -80,9 +78,7 @@ def test_a_tokenizer_larger_than_the_word_table_is_refused(
     tmp_path: Path, config: BertConfig, params: dict, tokenizer: Tokenizer
 ) -> None:
     larger = from_vocab([*tokenizer.pieces, "word"])
-    with pytest.raises(
-        UserError, match=f"{larger.vocab_size} pieces, the word table {config.vocab_size} rows"
-    ):
+    with pytest.raises(UserError, match=f"{larger.vocab_size} pieces, the word table {config.vocab_size} rows"):
         huggingface.write(tmp_path / "out", config, params, larger)
     assert not (tmp_path / "out").exists()
 
@@ -102,9 +98,7 @@ def test_a_tokenizer_larger_than_the_word_table_is_refused(
         ({"vocab_size": 10}, "word_embeddings.weight has shape|predictions.bias has shape"),
     ],
 )
-def test_a_config_that_is_not_ours_or_not_the_weights_is_refused(
-    change: dict, message: str, exported: Path
-) -> None:
+def test_a_config_that_is_not_ours_or_not_the_weights_is_refused(change: dict, message: str, exported: Path) -> None:
     path = exported / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=message):
@@ -133,6 +127,4 @@ def test_half_precision_weights_are_widened_exactly(exported: Path) -> None:
     save_file(halves, path)
     _, params, _ = huggingface.read(exported)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
-    np.testing.assert_array_equal(
-        params["pooler"]["bias"], halves["bert.pooler.dense.bias"].astype(np.float32)
-    )
+    np.testing.assert_array_equal(params["pooler"]["bias"], halves["bert.pooler.dense.bias"].astype(np.float32))

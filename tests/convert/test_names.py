@@ -17,8 +17,7 @@ def test_rows_are_exactly_the_tree_of_every_preset(name: str) -> None:
     config = preset(name, 30522)
     shapes = jax.eval_shape(lambda: bert.init(config, jax.random.key(0)))
     leaves = {
-        "/".join(part.key for part in path): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+        "/".join(part.key for part in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
     }
     assert {row.path: our_shape(row, config) for row in HUGGING_FACE} == leaves
     assert len({row.path for row in HUGGING_FACE}) == len(HUGGING_FACE)

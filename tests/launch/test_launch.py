@@ -19,9 +19,7 @@ MODULES = {"export": "exchange", "fill-mask": "fill_mask"}
 SLICE = {"NAME": "n", "ZONE": "z", "TYPE": "t", "BUCKET": "b"}
 
 
-def run(
-    script: str, *arguments: str, path: Path | None = None, **env: str
-) -> subprocess.CompletedProcess[str]:
+def run(script: str, *arguments: str, path: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, **SLICE, **env}
     if path is not None:
         variables["PATH"] = f"{path}:{variables['PATH']}"
@@ -51,9 +49,7 @@ def test_shellcheck_is_content(script: str) -> None:
 
 
 @pytest.mark.parametrize("script", TRAINING)
-def test_a_dry_run_prints_the_command_with_every_argument_and_runs_nothing(
-    script: str, tmp_path: Path
-) -> None:
+def test_a_dry_run_prints_the_command_with_every_argument_and_runs_nothing(script: str, tmp_path: Path) -> None:
     for name in ("bert-jax", "make", "srun", "gcloud", "git"):
         a_program(tmp_path / "bin", name, f"touch {tmp_path}/ran")
     arguments = ["configs/base.toml", "my data", "runs/it's", "--set", "train.seed=7"]
@@ -72,9 +68,7 @@ def test_a_dry_run_prints_the_command_with_every_argument_and_runs_nothing(
 
 def words_of(line: str) -> list[str]:
     """A printed command as bash splits it."""
-    done = subprocess.run(
-        ["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True)
     return done.stdout.split("\0")[:-1]
 
 
@@ -85,9 +79,7 @@ def test_what_a_tpu_worker_runs_gets_the_arguments_and_leaves_its_status(tmp_pat
     command = next(word.removeprefix("--command=") for word in start if word.startswith("--command="))
     (tmp_path / "bucket").mkdir()
     (tmp_path / "bert").mkdir()
-    a_program(
-        tmp_path / "bert/launch", "local.sh", f'printf "%s\\n" "$PWD" "$@" > {tmp_path}/arguments; exit 9'
-    )
+    a_program(tmp_path / "bert/launch", "local.sh", f'printf "%s\\n" "$PWD" "$@" > {tmp_path}/arguments; exit 9')
     subprocess.run(["bash", "-c", f"{command} wait"], env={**os.environ, "HOME": str(tmp_path)}, check=True)
     seen = (tmp_path / "arguments").read_text().splitlines()
     assert seen[:4] == [str(tmp_path / "bucket"), "../bert/configs/base.toml", "my data", "runs/it's"]

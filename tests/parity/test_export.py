@@ -98,9 +98,7 @@ def test_an_export_is_proved_with_every_layer_and_head(kind: str, tmp_path: Path
     assert json.loads((tmp_path / "out/proof.json").read_text())["passed"] is True
 
 
-def test_a_failed_proof_names_the_first_layer_that_differs_and_deletes_nothing(
-    tmp_path: Path, model: tuple
-) -> None:
+def test_a_failed_proof_names_the_first_layer_that_differs_and_deletes_nothing(tmp_path: Path, model: tuple) -> None:
     config, params, tokenizer = model
     wrong = jax.tree.map(np.copy, params)
     wrong["layers"]["mlp"]["up"]["kernel"][1] *= 1.01  # the second layer of three

@@ -126,13 +126,9 @@ def test_rows_that_hardly_vary_find_the_epsilon_and_the_way_the_variance_is_take
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_has_as_many_parameters_as_transformers(name: str) -> None:
     config = preset(name, 30522)
-    ours = sum(
-        leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: bert.init(config, jax.random.key(0))))
-    )
+    ours = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: bert.init(config, jax.random.key(0)))))
     with torch.device("meta"):
-        model = transformers.BertForPreTraining(
-            transformers.BertConfig(**config_to_json(config, "pretraining", 0))
-        )
+        model = transformers.BertForPreTraining(transformers.BertConfig(**config_to_json(config, "pretraining", 0)))
     assert ours == sum(p.numel() for p in model.parameters())
 
 
