@@ -16,11 +16,13 @@ help:
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than 3.11; say which to use: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || \
+	  { rm -rf .venv; echo "no .venv: $(PYTHON) lacks venv (on Debian: apt install python3-venv)" >&2; exit 1; }
 
 # $(STAMPS)/NAME: this checkout is installed, editable, with the extra NAME.
 $(STAMPS)/%: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	@echo "installing into .venv, once; this takes a few minutes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
 	@mkdir -p $(STAMPS) && touch $@
 
 setup: $(STAMPS)/prep
