@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 from bert_jax.errors import UserError
 
+# Verb → (module, what it does).
 VERBS = {
-    "pretrain": "train on shards; the same command continues a run",
-    "evaluate": "exact held-out metrics of a checkpoint",
-    "report": "curves and closing table of a run",
-    "export": "write Hugging Face files",
-    "fill-mask": "the likeliest pieces for each [MASK] of a text",
+    "pretrain": ("pretrain", "train on shards; the same command continues a run"),
+    "evaluate": ("evaluate", "exact held-out metrics of a checkpoint"),
+    "report": ("report", "curves and closing table of a run"),
+    "export": ("exchange", "write Hugging Face files"),
+    "fill-mask": ("fill_mask", "the likeliest pieces for each [MASK] of a text"),
 }
 
 
@@ -31,10 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # only the verb that is asked for is imported: help and errors cost no JAX
     asked = next((word for word in arguments if not word.startswith("-")), None)
     module = None
-    for verb, line in VERBS.items():
+    for verb, (name, line) in VERBS.items():
         sub = verbs.add_parser(verb, help=line, description=line)
         if verb == asked:
-            module = importlib.import_module("bert_jax." + verb.replace("-", "_"))
+            module = importlib.import_module(f"bert_jax.{name}")
             module.add_arguments(sub)
     args = parser.parse_args(arguments)
     try:

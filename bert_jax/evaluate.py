@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("these shards were made with another tokenizer", str(args.data), "make them with the run's")
     if dataset.manifest.length > config.positions:
         raise UserError(
-            f"records of {dataset.manifest.length} tokens are longer than the {config.positions} positions of the model",
+            f"records of {dataset.manifest.length} tokens are longer than the model's {config.positions} positions",
             str(args.data),
             "make shorter ones",
         )

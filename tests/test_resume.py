@@ -25,11 +25,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def saved(run: Path, step: int) -> dict:
     """Parameters and optimizer state of a step, as they lie on disk."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
         tree = {}
         for item in ("params", "optimizer"):
             path = run.absolute() / "checkpoints" / str(step) / item
-            place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             abstract = jax.tree.map(
                 lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place),
                 dict(checkpointer.metadata(path).item_metadata),
