@@ -41,6 +41,7 @@ class BertConfig:
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
     init_std: float = 0.02
+    position_init: str = "normal"  # or "sinusoid": learned all the same, but neighbours are found within a short run
 
     def __post_init__(self) -> None:
         _positive(self, "model", "vocab_size", "width", "layers", "heads", "feed_forward", "positions", "segments")
@@ -51,6 +52,7 @@ class BertConfig:
                 "choose a width that is a multiple of heads",
             )
         _one_of(self, "model", "activation", ("gelu", "gelu_tanh"))
+        _one_of(self, "model", "position_init", ("normal", "sinusoid"))
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(
@@ -120,6 +122,7 @@ class ModelSettings:
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
     init_std: float = 0.02
+    position_init: str = "normal"
 
     def bert(self, vocab_size: int) -> BertConfig:
         """The network for a vocabulary of this size."""
@@ -135,6 +138,7 @@ class ModelSettings:
             hidden_dropout=self.hidden_dropout,
             attention_dropout=self.attention_dropout,
             init_std=self.init_std,
+            position_init=self.position_init,
             **overrides,
         )
 

@@ -27,7 +27,7 @@ mkdir -p "$dir"
 # Packages installed since would change the corpus, and with it everything below: it is written once.
 [ -e "$dir/corpus.txt" ] || step bert-data pydoc "$dir/corpus.txt"
 step bert-data tokenizer "$dir/corpus.txt" --out "$dir/tokenizer" --kind unigram --vocab 2000
-step bert-data shards "$dir/corpus.txt" --out "$dir/data" --tokenizer "$dir/tokenizer" --length 64
+step bert-data shards "$dir/corpus.txt" --out "$dir/data" --tokenizer "$dir/tokenizer" --length 32
 step bert-jax pretrain configs/demo.toml --data "$dir/data" --run "$dir/run"
 step bert-jax export "$dir/run" "$dir/export" --force
 step bert-jax fill-mask "$dir/export" \

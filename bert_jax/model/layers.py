@@ -24,6 +24,26 @@ def normal(config: BertConfig, *axes: str | None) -> Callable[..., Any]:
     return nn.with_logical_partitioning(nn.initializers.truncated_normal(config.init_std), axes)
 
 
+def positions(config: BertConfig, *axes: str | None) -> Callable[..., Any]:
+    """The position table's initial values, as `config.position_init` says.
+
+    "sinusoid" begins with sines and cosines (Vaswani et al. 2017, section 3.5) of wavelengths from 2π to 2π times
+    the table's length, as large as `init_std` makes the other tables: there, "the token before" is one and the same
+    rotation at every place, which attention finds much sooner than one offset for each pair of random vectors.
+    """
+    if config.position_init == "normal":
+        return normal(config, *axes)
+
+    def sinusoid(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
+        length, width = shape
+        rates = length ** -(jnp.arange(0, width, 2, dtype=dtype) / width)
+        angles = jnp.outer(jnp.arange(length, dtype=dtype), rates)
+        waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, :width]
+        return config.init_std * 2**0.5 * waves
+
+    return nn.with_logical_partitioning(sinusoid, axes)
+
+
 def zeros(*axes: str | None) -> Callable[..., Any]:
     return nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
 
@@ -82,7 +102,7 @@ class Embeddings(nn.Module):
         """int32[B, T] three times → [B, T, D]."""
         c = self.config
         word = self.param("word", normal(c, "vocab", "embed"), (c.vocab_size, c.width), jnp.float32)
-        position = self.param("position", normal(c, None, "embed"), (c.positions, c.width), jnp.float32)
+        position = self.param("position", positions(c, None, "embed"), (c.positions, c.width), jnp.float32)
         segment = self.param("segment", normal(c, None, "embed"), (c.segments, c.width), jnp.float32)
         x = (
             jnp.take(word, input_ids, axis=0)
