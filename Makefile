@@ -36,4 +36,4 @@ test: $(STAMPS)/test
 lint: $(STAMPS)/dev
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
-	$(RUN) basedpyright
+	$(RUN) basedpyright --level error

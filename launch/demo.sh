@@ -35,3 +35,7 @@ step bert-jax fill-mask "$dir/export" \
   "If the argument is not given, the default value is [MASK]." \
   "Raises ValueError if the string is [MASK] a valid number."
 step bert-jax report "$dir/run"
+
+printf '\n%-15s%s\n' 'export' "$dir/export"
+printf '%-15s%s\n' 'next' "bert-jax fill-mask $dir/export 'Ask it your own [MASK].'" \
+  '' 'text of your own: see README.md, "Your own text"'

@@ -33,6 +33,11 @@ def test_what_is_written_is_read_back_equal(
     assert limits["model_max_length"] == config.positions
 
 
+def test_every_field_of_the_config_is_written_but_what_only_begins_a_training() -> None:
+    written = {field for field, _, _ in huggingface.FIELDS}
+    assert {field.name for field in dataclasses.fields(BertConfig)} - written == {"position_init"}
+
+
 def test_an_earlier_export_is_replaced_only_with_force_and_anything_else_never(
     exported: Path, config: BertConfig, params: dict, tokenizer: Tokenizer
 ) -> None:
