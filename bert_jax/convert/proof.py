@@ -85,7 +85,8 @@ def prove(
     other_ids = tuple(
         text
         for text in texts
-        if theirs(text, add_special_tokens=False)["input_ids"] != tokenizer.encode_batch([text]).ids.tolist()
+        if theirs(text, add_special_tokens=False, verbose=False)["input_ids"]
+        != tokenizer.encode_batch([text]).ids.tolist()
     )
     batch = _pairs(texts, tokenizer, config)
     ours = _ours(config, params, batch, KINDS[kind].parts)
