@@ -52,7 +52,10 @@ def main() -> int:
         ours.save(folder)
         theirs = AutoTokenizer.from_pretrained(folder)
         wrong = 0
-        for name, lines in [("nasties", NASTIES), *((f"{f.parent.name}/{f.name}", list(read(f, args.lines))) for f in args.files)]:
+        for name, lines in [
+            ("nasties", NASTIES),
+            *((f"{f.parent.name}/{f.name}", list(read(f, args.lines))) for f in args.files),
+        ]:
             wanted = theirs(lines, add_special_tokens=False)["input_ids"]
             wrong += compare(f"{name}, AutoTokenizer", lines, ids_of(ours, lines), wanted)
             if (Path(folder) / "spiece.model").exists():

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import os
 import signal
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -165,33 +166,33 @@ def pretrain(recipe: Recipe, run_dir: Path, kill_at: int | None = None) -> int:
             order = Order(stage.train.records, stage.settings.batch, recipe.train.seed, stage.number)
             mine = sharding.process_rows(mesh, stage.settings.batch)
             load = partial(train_batch, stage.train, order, rows=mine, masking=recipe.data.masking)
-            batches = ahead(load, max(done - begin, 0), stage.settings.steps)
             pending: Pending | None = None
-            for step, batch in enumerate(clock.each("waiting for data", batches), max(done, begin) + 1):
-                rows = to_devices(batch.rows, sharding.rows(mesh))
-                with clock.timed("compiling" if step == max(done, begin) + 1 else "training"):
-                    state, metrics = train_step(state, rows)
-                    settle(pending)  # the step before: the one just begun runs on meanwhile
-                    pending = Pending(step, metrics, batch)
-                if step == max(done, begin) + 1:
-                    report.pause()  # rates leave the compilation out
-                saves = step % recipe.checkpoint.every == 0 or step == recipe.steps or notice.given
-                measures = step % recipe.train.evaluate_every == 0 or step == end
-                if saves or measures or step == kill_at:
-                    with clock.timed("training"):
-                        settle(pending)
-                        pending = None
-                if measures:
-                    evaluate(state, stage)  # before the save: what was due is never owed by a restart
-                if saves:
-                    save(state)
-                if step == kill_at:
-                    report.flush()
-                    os.kill(os.getpid(), signal.SIGKILL)
-                if notice.given:
-                    break
-            batches.close()
-            if notice.given:
+            with closing(ahead(load, max(done - begin, 0), stage.settings.steps)) as batches:
+                for step, batch in enumerate(clock.each("waiting for data", batches), max(done, begin) + 1):
+                    rows = to_devices(batch.rows, sharding.rows(mesh))
+                    with clock.timed("compiling" if step == max(done, begin) + 1 else "training"):
+                        state, metrics = train_step(state, rows)
+                        settle(pending)  # the step before: the one just begun runs on meanwhile
+                        pending = Pending(step, metrics, batch)
+                    if step == max(done, begin) + 1:
+                        report.pause()  # rates leave the compilation out
+                    stop = notice.given  # read once: a notice that comes a line later waits for the next step
+                    saves = step % recipe.checkpoint.every == 0 or step == recipe.steps or stop
+                    measures = step % recipe.train.evaluate_every == 0 or step == end
+                    if saves or measures or step == kill_at:
+                        with clock.timed("training"):
+                            settle(pending)
+                            pending = None
+                    if measures:
+                        evaluate(state, stage)  # before the save: what was due is never owed by a restart
+                    if saves:
+                        save(state)
+                    if step == kill_at:
+                        report.flush()
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    if stop:
+                        break
+            if int(state.step) < end:
                 break
         with clock.timed("saving"):
             checkpoints.wait()

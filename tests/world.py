@@ -136,9 +136,19 @@ def write_recipe(path: Path, text: str = RECIPE) -> Path:
     return path
 
 
-def bert_jax(*arguments: object, devices: int = 1, **popen: object) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
+# Run what follows where no file may grow beyond a number of bytes.
+_LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def bert_jax(*arguments: object, devices: int = 1, largest_file: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, perhaps where files cannot grow beyond so many bytes."""
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "bert_jax.cli", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **popen)  # type: ignore[call-overload]
+    if largest_file:
+        command = [sys.executable, "-c", _LIMITED, str(largest_file), *command]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -232,7 +232,7 @@ def _index(source: Path, name: Path) -> _Index:
     lengths, at = [], 0
     with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         while at < size:
-            head = data[at : at + _FRAME]
+            head, length = data[at : at + _FRAME], 0
             if len(head) == _FRAME:
                 length, crc = struct.unpack("<QI", head)
                 if _mask(google_crc32c.value(head[:8])) != crc:

@@ -27,7 +27,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(data: int = 0, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(data: int = 0, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of `data` × `fsdp` devices; `data = 0` takes all that `fsdp` leaves.
 
     Axes are Auto: with the Explicit ones that JAX now makes by default, Linen's gathers fail.

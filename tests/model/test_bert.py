@@ -14,7 +14,9 @@ import pytest
 
 from bert_jax.config import PRESETS, BertConfig, Execution, preset
 from bert_jax.model import bert
+from bert_jax.model.attention import attention_bias, choose
 from bert_jax.model.dropout import dropout
+from bert_jax.model.layers import Layer
 from tests.conftest import random_batch
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -90,10 +92,16 @@ def test_dropout_keeps_the_mean_and_the_rate() -> None:
 
 
 def test_dropout_masks_of_layers_differ(small_world: BertConfig, loud_params: dict) -> None:
-    same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), loud_params["layers"])
-    config, batch = replace(small_world, hidden_dropout=0.5), random_batch(small_world, 2)
-    run = partial(bert.encode, config, loud_params | {"layers": same}, batch, key=jax.random.key(1), all_layers=True)
+    """The second layer's states are those of its own key, not of the first layer's."""
+    batch, key = random_batch(small_world, 2), jax.random.key(1)
+    run = partial(bert.encode, small_world, loud_params, batch, key=key, all_layers=True)
     unrolled, scanned = run().layers, run(execution=Execution(scan=True)).layers
-    np.testing.assert_allclose(unrolled, scanned, atol=1e-5)
     assert unrolled is not None
-    assert not np.array_equal(np.asarray(unrolled[1]) == 0, np.asarray(unrolled[2]) == 0)
+    np.testing.assert_allclose(unrolled, scanned, atol=1e-5)
+
+    layer = Layer(small_world, jnp.float32, choose())
+    second = jax.tree.map(lambda x: x[1], loud_params["layers"])
+    bias, keys = attention_bias(batch["sequence_ids"]), jax.random.split(key)[1]
+    by_key = [layer.apply({"params": second}, unrolled[1], bias, jax.random.fold_in(keys, n)) for n in (0, 1)]
+    np.testing.assert_allclose(by_key[1], unrolled[2], atol=1e-5)
+    assert np.abs(by_key[0] - unrolled[2]).max() > 0.1
