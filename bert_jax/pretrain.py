@@ -29,6 +29,7 @@ from bert_jax.store import rundir
 from bert_jax.store.checkpoint import Checkpoints
 from bert_jax.store.interrupt import STOPPED, Notice
 from bert_jax.store.report import Clock, Reporter, close_session, draw_curves
+from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.train import sharding
 from bert_jax.train.loss import Metrics, make_pretraining_loss, weigh
 from bert_jax.train.optimizer import make_optimizer, make_schedule
@@ -242,6 +243,12 @@ def check_stages(recipe: Recipe, stages: list[OpenStage]) -> BertConfig:
     config = recipe.model.bert(stages[0].train.manifest.vocab_size)
     for stage in stages:
         manifest = stage.train.manifest
+        if Tokenizer.load(stage.path / "tokenizer").fingerprint != manifest.tokenizer:
+            raise UserError(
+                "the shards were not made with the tokenizer that lies beside them",
+                str(stage.path / "tokenizer"),
+                "put back the one they were made with, or make them anew",
+            )
         if manifest.tokenizer != stages[0].train.manifest.tokenizer:
             raise UserError(
                 f"stage {stage.number}'s shards were made with another tokenizer than stage 0's",

@@ -11,7 +11,8 @@ import pytest
 
 from bert_jax.cli import main
 from bert_jax.store.rundir import read_metrics
-from tests.world import bert_jax, write_data, write_recipe
+from bert_jax.text.tokenizer import Tokenizer
+from tests.world import VOCABULARY, bert_jax, write_data, write_recipe
 
 Cli = Callable[..., str]
 
@@ -75,12 +76,29 @@ def test_a_mesh_that_the_devices_cannot_make(refused: Cli, recipe: Path, data: P
     assert "a mesh of data any × fsdp 3 does not fit 8 devices" in line
 
 
+def other_tokenizer(data: Path) -> None:
+    """Put another tokenizer beside shards."""
+    shutil.rmtree(data / "tokenizer")
+    path = data / "other.txt"
+    path.write_text("\n".join([*VOCABULARY[:-1], "other"]) + "\n", encoding="utf-8")
+    Tokenizer.load(path).save(data / "tokenizer")
+
+
+def test_a_tokenizer_that_is_not_the_shards(refused: Cli, recipe: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    other_tokenizer(tmp_path / "data")
+    line = refused("pretrain", recipe, "--data", tmp_path / "data", "--run", tmp_path / "run")
+    assert "tokenizer: the shards were not made with the tokenizer that lies beside them" in line
+
+
 def test_stages_made_with_different_tokenizers(refused: Cli, recipe: Path, data: Path, tmp_path: Path) -> None:
     both = tmp_path / "both"
     for name in ("first", "second"):
         shutil.copytree(data, both / name)
+    other_tokenizer(both / "second")
     manifest = json.loads((both / "second" / "manifest.json").read_text(encoding="utf-8"))
-    (both / "second" / "manifest.json").write_text(json.dumps(manifest | {"tokenizer": "f" * 64}), encoding="utf-8")
+    manifest["tokenizer"] = Tokenizer.load(both / "second" / "tokenizer").fingerprint
+    (both / "second" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     settings = ["--set", "stage.0.data=first", "--set", "stage.1.data=second"]
     line = refused("pretrain", recipe, "--data", both, "--run", tmp_path / "run", *settings)
     assert "stage 1's shards were made with another tokenizer than stage 0's" in line
