@@ -27,25 +27,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 something a person must mend, 2 usage, 75 stopped by notice after saving.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(prog="bert-jax", description="BERT, whole, in JAX.")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     # only the verb that is asked for is imported: help and errors cost no JAX
     asked = next((word for word in arguments if not word.startswith("-")), None)
-    module = None
-    for verb, (name, line) in VERBS.items():
-        sub = verbs.add_parser(verb, help=line, description=line)
-        if verb == asked:
-            module = importlib.import_module(f"bert_jax.{name}")
-            module.add_arguments(sub)
-    args = parser.parse_args(arguments)
     try:
+        module = importlib.import_module(f"bert_jax.{VERBS[asked][0]}") if asked in VERBS else None
+        parser = argparse.ArgumentParser(prog="bert-jax", description="BERT, whole, in JAX.")
+        verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+        for verb, (_, line) in VERBS.items():
+            sub = verbs.add_parser(verb, help=line, description=line)
+            if module and verb == asked:
+                module.add_arguments(sub)
+        args = parser.parse_args(arguments)
         assert module is not None  # argparse has refused every other case
         return module.run(args)
     except UserError as error:
-        print(f"bert-jax {args.verb}: {error}", file=sys.stderr)
+        print(f"bert-jax {asked}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"bert-jax {args.verb}: interrupted", file=sys.stderr)
+        print(f"bert-jax {asked}: interrupted; run the same command again", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -225,7 +225,7 @@ class Stage:
     restart: bool = False
 
     def __post_init__(self) -> None:
-        _positive(self, "stage", "steps", "batch", "accumulate")
+        _positive(self, "stage", "steps", "batch", "accumulate", "learning_rate")
         _one_of(self, "stage", "decay", ("polynomial", "cosine"))
         if not 0 <= self.warmup <= self.steps:
             raise UserError(
@@ -277,6 +277,8 @@ def load_recipe(path: str | Path, settings: typing.Sequence[str] = ()) -> Recipe
         raise UserError("this is a directory", str(path), "name a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"not a TOML file ({error})", str(path), "mend it") from None
+    if not tree.get("stage"):
+        raise UserError("no [[stage]] says what to train", str(path), "begin with a copy of a recipe in configs/")
     for text in settings:
         _assign(tree, text)
     return _build(Recipe, tree, "")

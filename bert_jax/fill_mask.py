@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bert_jax.errors import UserError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="a run directory or an exported one")
@@ -16,6 +18,8 @@ def run(args: argparse.Namespace) -> int:
     """Print each text and, for each of its masks, the guesses with their probabilities."""
     from bert_jax.api import check_masked, load
 
+    if args.k < 1:
+        raise UserError(f"{args.k} guesses cannot be given", "-k", "ask for 1 or more")
     for text in args.texts:
         check_masked(text)  # before the model is opened
     model = load(args.model)

@@ -60,13 +60,14 @@ def run(args: argparse.Namespace) -> int:
     if not recipe.data.path:
         raise UserError("no data directory", "data.path", "give --data DIR")
     kill_at = _fault(args.fault)
-    if args.distributed:
-        jax.distributed.initialize()
-    return pretrain(recipe, args.run, kill_at)
+    with Notice() as notice:  # from here on: a compilation that is interrupted takes the process down with it
+        if args.distributed:
+            jax.distributed.initialize()
+        return pretrain(recipe, args.run, notice, kill_at)
 
 
-def pretrain(recipe: Recipe, run_dir: Path, kill_at: int | None = None) -> int:
-    """Train as the recipe says, in this run directory.
+def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None = None) -> int:
+    """Train as the recipe says, in this run directory, until the end or a notice to stop.
 
     Returns:
         0 when the last step is done and measured, 75 when a notice came and the state was saved.
@@ -152,7 +153,7 @@ def pretrain(recipe: Recipe, run_dir: Path, kill_at: int | None = None) -> int:
                 )
 
     # -------------------------------------------------------------------------------------------------- the loop
-    with Notice() as notice, sharding.on(mesh), report:
+    with sharding.on(mesh), report:
         for stage in stages:
             begin, end = stage.first_step, stage.first_step + stage.settings.steps
             if done >= end:

@@ -124,6 +124,19 @@ def test_a_fault_that_is_none(refused: Cli, recipe: Path, data: Path, tmp_path: 
     assert "--fault: 'burn@3' is no fault; write for example --fault kill@15" in line
 
 
+def test_a_run_directory_that_is_a_file(refused: Cli, recipe: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    settings = ["--set", "stage.0.batch=8", "--set", "stage.1.batch=16"]
+    line = refused("pretrain", recipe, "--data", data, "--run", tmp_path / "notes.txt", *settings)
+    assert "notes.txt: this is a file; name a directory for the run" in line
+
+
+def test_an_empty_recipe(refused: Cli, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.toml").touch()
+    line = refused("pretrain", tmp_path / "empty.toml", "--data", data, "--run", tmp_path / "run")
+    assert "empty.toml: no [[stage]] says what to train; begin with a copy of a recipe in configs/" in line
+
+
 def test_usage_exits_with_2() -> None:
     for arguments in ([], ["pretrian"], ["pretrain"]):
         with pytest.raises(SystemExit) as left:

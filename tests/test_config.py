@@ -48,6 +48,7 @@ def test_the_resolved_recipe_reads_back_equal(path: Path, tmp_path: Path) -> Non
         ("stage.0.batch=big", "stage.0.batch: 'big' is no int; give a value of type int"),
         ("stage.0.batch=true", "stage.0.batch: True is no int; give a value of type int"),
         ("stage.0.batch=0", "stage.0: batch = 0 is too small; give a number above 0"),
+        ("stage.0.learning_rate=-1", "stage.0: learning_rate = -1.0 is too small; give a number above 0"),
         ("stage.0.accumulate=3", "stage.0: a batch of 16 does not divide into 3 accumulation pieces"),
         ("stage.0.warmup=9999999", "stage.0: warmup = 9999999 does not fit into"),
         (

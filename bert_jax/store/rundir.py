@@ -79,6 +79,8 @@ def open_run(run: Path, recipe: Recipe, config: BertConfig, sources: list[Path],
     Raises:
         UserError: it holds another run (the first differing setting is named), or something else.
     """
+    if run.exists() and not run.is_dir():
+        raise UserError("this is a file", str(run), "name a directory for the run")
     recipe_path = run / "recipe.toml"
     if recipe_path.exists():
         _same_recipe(recipe_path, recipe)
