@@ -82,6 +82,8 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     mesh = sharding.make_mesh(recipe.train.mesh_data, recipe.train.mesh_fsdp)
     for stage in stages:
         sharding.check_batch(mesh, stage.settings.batch, stage.settings.accumulate, f"stage.{stage.number}")
+    if recipe.train.evaluate_batch:
+        sharding.check_batch(mesh, recipe.train.evaluate_batch, 1, "train.evaluate_batch")
     first = jax.process_index() == 0
     manifests = [hashlib.sha256((s.path / "manifest.json").read_bytes()).hexdigest() for s in stages]
     if first:

@@ -71,6 +71,14 @@ def test_a_batch_that_the_mesh_cannot_divide(refused: Cli, recipe: Path, data: P
     assert "stage.0: a batch of 12 does not divide over 8 devices; choose a batch that is a multiple of 8" in line
 
 
+def test_an_evaluation_batch_that_the_mesh_cannot_divide(
+    refused: Cli, recipe: Path, data: Path, tmp_path: Path
+) -> None:
+    settings = ["--set", "stage.0.batch=8", "--set", "stage.1.batch=16", "--set", "train.evaluate_batch=12"]
+    line = refused("pretrain", recipe, "--data", data, "--run", tmp_path / "run", *settings)
+    assert "train.evaluate_batch: a batch of 12 does not divide over 8 devices" in line
+
+
 def test_a_mesh_that_the_devices_cannot_make(refused: Cli, recipe: Path, data: Path, tmp_path: Path) -> None:
     line = refused("pretrain", recipe, "--data", data, "--run", tmp_path / "run", "--set", "train.mesh_fsdp=3")
     assert "a mesh of data any × fsdp 3 does not fit 8 devices" in line

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bert_jax.text.corrupt import mix
+
 
 @dataclass(frozen=True)
 class Order:
@@ -57,7 +59,7 @@ def permute(places: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
     def network(x: np.ndarray) -> np.ndarray:
         left, right = x >> np.uint64(half), x & low
         for round_key in round_keys:
-            left, right = right, left ^ (_mix(right ^ round_key) & low)
+            left, right = right, left ^ (mix(right ^ round_key) & low)
         return (left << np.uint64(half)) | right
 
     out = network(places.astype(np.uint64))
@@ -66,10 +68,3 @@ def permute(places: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
         out[outside] = network(out[outside])
         outside = outside[out[outside] >= size]
     return out.astype(np.int64)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): every bit of the input moves half of the output's."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -168,20 +168,21 @@ def row_keys(key: tuple[int, ...], *rows: np.ndarray) -> np.ndarray:
     """
     keys = np.frombuffer(hashlib.sha256(repr(key).encode()).digest()[:8], "<u8")[0]
     for row in rows:
-        keys = _mix(keys + (row.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+        keys = mix(keys + (row.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
     return keys
 
 
 def uniform(keys: np.ndarray, counters: np.ndarray | int) -> np.ndarray:
     """float64 in [0, 1): number `counters` of each key's splitmix64 stream (Steele, Lea and Flood 2014)."""
     step = (np.asarray(counters, np.uint64) + np.uint64(1)) * _GOLDEN
-    return (_mix(keys + step) >> np.uint64(11)) * 2.0**-53
+    return (mix(keys + step) >> np.uint64(11)) * 2.0**-53
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64, uint64 → uint64: every bit of the input moves half of the output's."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
-import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -108,8 +107,3 @@ def process_rows(mesh: Mesh, batch: int) -> slice:
     if sum(b[1] - b[0] for b in {b[:2]: b for b in bounds}.values()) != stop - start:
         raise RuntimeError("the rows of one process are not contiguous on this mesh")
     return slice(start, stop)
-
-
-def tree_bytes(tree: Any) -> int:
-    """Bytes of all leaves, counted once however they are spread."""
-    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
