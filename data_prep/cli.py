@@ -1,12 +1,20 @@
-"""`bert-data`: tokenizer, shards, inspect, stats, pydoc."""
+"""`bert-data`: tokenizer, extend, shards, inspect, stats, pydoc."""
 
 from __future__ import annotations
 
 import argparse
+import math
+import os
+import shlex
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from bert_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from data_prep.run import Job
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,8 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from data_prep.clean import Cleaning
+    from data_prep.extend import ExtendSettings
+    from data_prep.layouts import LAYOUTS
+    from data_prep.plan import Selection
     from data_prep.shard import Settings
-    from data_prep.train_tokenizer import KINDS, TokenizerSettings
+    from data_prep.spool import Reading
+    from data_prep.stats import RECORDS
+    from data_prep.train_tokenizer import KINDS, SAMPLE_MEGABYTES, TokenizerSettings
 
     parser = argparse.ArgumentParser(prog="bert-data", description="Raw text to a tokenizer and to shards.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -41,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     def option(to: argparse.ArgumentParser, name: str, default, text: str, **more) -> None:
-        to.add_argument(name, default=default, help=f"{text} (default: {default})", **({"type": type(default)} | more))
+        readers = {int: _whole, float: _number, str: str}
+        more = {"type": readers[type(default)]} | more
+        to.add_argument(name, default=default, help=f"{text} (default: {default})", **more)
 
     def bad_bytes(to: argparse.ArgumentParser, default: str) -> None:
         option(to, "--on-bad-bytes", default, "bytes that are not UTF-8", choices=("fail", "replace"))
@@ -56,52 +72,91 @@ def _parser() -> argparse.ArgumentParser:
     option(one, "--vocab", base.vocab_size, "number of pieces", type=_positive)
     one.add_argument("--lower", action="store_true", help="lower-case the text (WordPiece: strip accents too)")
     option(one, "--coverage", base.coverage, "share of the text's characters to keep", type=_share)
-    option(one, "--sample-megabytes", base.sample_megabytes, "text to train on; more is sampled by documents")
+    one.add_argument(
+        "--sample-megabytes",
+        type=_above_zero,
+        help="text to train on, held in memory; more is sampled by documents "
+        f"(default: {SAMPLE_MEGABYTES:g}; wordpiece counts words of all text)",
+    )
     bad_bytes(one, base.on_bad_bytes)
     option(one, "--seed", base.seed, "of the sampling")
 
-    one = command("shards", _shards, "Make masked sentence-pair shards from text.")
+    one = command("extend", _extend, "Add words to a WordPiece vocabulary that it cuts into many pieces.")
+    one.add_argument("vocabulary", help="tokenizer directory or vocab.txt")
     one.add_argument("inputs", nargs="+", help=inputs)
-    one.add_argument("--tokenizer", required=True, help="tokenizer directory or vocab.txt")
     one.add_argument("--out", required=True, help="directory to make")
-    base = Settings()
-    option(one, "--length", base.length, "tokens a record", type=_positive)
+    one.add_argument("--add", type=_positive, required=True, help="number of words")
     one.add_argument(
+        "--use-unused",
+        action="store_true",
+        help="put them in the place of [unused0], [unused1], ...; the vocabulary keeps its size (default: append)",
+    )
+    bad_bytes(one, ExtendSettings.on_bad_bytes)
+    option(one, "--seed", ExtendSettings.seed, "of the text held out for comparison")
+
+    one = command("shards", _shards, "Make masked sentence-pair shards from text.")
+    one.add_argument("inputs", nargs="+", help=f"{inputs}; NAME=INPUT names a source")
+    one.add_argument("--tokenizer", required=True, help="tokenizer directory or vocab.txt")
+    one.add_argument("--out", required=True, help="directory to make, local or remote")
+    reading, cleaning, selection, base = Reading(), Cleaning(), Selection(), Settings()
+    to = one.add_argument_group("rows")
+    option(to, "--length", base.length, "tokens a record", type=_positive)
+    option(to, "--layout", base.layout, "what a row is made of", choices=LAYOUTS)
+    option(to, "--short", base.short, "share of documents cut into shorter rows", type=_fraction)
+    option(to, "--duplicates", selection.duplicates, "passes over the text, with other rows and masks", type=_positive)
+    option(to, "--language", base.language, "of the sentence splitter; none: a line is a sentence")
+    to = one.add_argument_group("masks")
+    to.add_argument(
         "--predictions", type=_positive, help="masked slots a record (default: derived, 20 at 128, 76 at 512)"
     )
-    option(one, "--rate", base.rate, "share of tokens to choose", type=_share)
-    option(one, "--unit", base.unit, "choose tokens, or all tokens of a word", choices=("token", "word"))
-    option(one, "--mask-share", base.mask_share, "chosen tokens that become [MASK]", type=_fraction)
-    option(one, "--random-share", base.random_share, "chosen tokens that become random", type=_fraction)
-    option(
-        one,
-        "--duplicates",
-        base.duplicates,
-        "passes over the text, with other pairs and masks",
-        type=_positive,
+    option(to, "--rate", base.rate, "share of tokens to choose", type=_share)
+    option(to, "--unit", base.unit, "choose tokens, or all tokens of a word", choices=("token", "word"))
+    to.add_argument("--segmenter", default=base.segmenter, help="words of Chinese: jieba, or module:function")
+    option(to, "--mask-share", base.mask_share, "chosen tokens that become [MASK]", type=_fraction)
+    option(to, "--random-share", base.random_share, "chosen tokens that become random", type=_fraction)
+    to = one.add_argument_group("documents")
+    option(to, "--heldout", selection.heldout, "share of the text held out, by documents", type=_share)
+    bad_bytes(to, reading.on_bad_bytes)
+    to.add_argument("--normalise", default=cleaning.normalise, choices=("NFC", "NFKC"), help="Unicode form of the text")
+    to.add_argument("--strip-controls", action="store_true", help="delete control characters")
+    to.add_argument("--min-characters", type=_positive, default=0, help="drop shorter documents")
+    to.add_argument("--max-characters", type=_positive, default=0, help="drop longer documents")
+    to.add_argument("--filter", default="", help="module:function, which says of a text whether to keep it")
+    to.add_argument("--drop-copies", action="store_true", help="keep one document of those with the same text")
+    to.add_argument("--drop-near-copies", action="store_true", help="keep one document of those with nearly one text")
+    to.add_argument("--decontaminate", nargs="+", default=[], metavar="FILE", help="drop what overlaps these texts")
+    option(to, "--decontaminate-words", reading.grams, "words in a row that are an overlap", type=_positive)
+    to.add_argument(
+        "--weight", action="append", default=[], type=_weight, metavar="NAME=PASSES", help="passes over a source"
     )
-    option(one, "--short", base.short, "share of documents cut into shorter rows", type=_fraction)
-    option(one, "--heldout", base.heldout, "share of the text held out, by documents", type=_share)
-    option(one, "--language", base.language, "of the sentence splitter; none: a line is a sentence")
-    bad_bytes(one, base.on_bad_bytes)
-    option(one, "--seed", base.seed, "of all that is random")
-    one.add_argument("--shards", type=_positive, help="training shards (default: one for every 4 MB of text)")
-    one.add_argument("--workers", type=_positive, help="processes; changes no byte (default: all cores)")
+    to.add_argument("--smooth", type=_share, default=0.0, help="sources take part by bytes to this power (mBERT: 0.7)")
+    to = one.add_argument_group("execution")
+    option(to, "--seed", base.seed, "of all that is random")
+    to.add_argument("--shards", type=_positive, default=0, help="training shards (default: one for 10 MB of text)")
+    to.add_argument("--workers", type=_positive, help="processes; changes no byte (default: all cores)")
+    to.add_argument("--dry-run", action="store_true", help="only estimate records, bytes and time, from a sample")
+    to.add_argument("--beam", metavar="OPTIONS", help="run through Apache Beam, with these options of Beam's")
 
     one = command("inspect", _inspect, "Print a record as text, masked words shown as {original → replacement}.")
     one.add_argument("data", help="data set directory, or one shard with --tokenizer")
     one.add_argument("--tokenizer", help="for a shard: tokenizer directory or vocab.txt")
     one.add_argument("--split", default="train", help="train or heldout (default: train)")
     which = one.add_mutually_exclusive_group()
-    which.add_argument("--record", type=int, help="its number in the split (default: 0)")
+    which.add_argument("--record", type=_whole, help="its number in the split (default: 0)")
     which.add_argument("--random", action="store_true", help="any record")
+    option(one, "--count", 1, "how many, from that one on or at random", type=_positive)
+    one.add_argument("--seed", type=int, help="of --random (default: other records each time)")
 
-    one = command("stats", _stats, "Print the counts of a data set's manifest.")
+    one = command("stats", _stats, "Print the counts of a data set; with --out, also measure and draw its records.")
     one.add_argument("data", help="data set directory")
+    one.add_argument("--out", help="directory for stats.html, a page of its own, and stats.png")
+    one.add_argument("--split", default="train", help="to measure: train or heldout (default: train)")
+    option(one, "--records", RECORDS, "records to read at most, by shards drawn at random", type=_positive)
+    option(one, "--seed", 0, "of that drawing")
 
     one = command("pydoc", _pydoc, "Write the demo corpus: Python's own documentation on this machine.")
     one.add_argument("out", help="text file to make")
-    option(one, "--max-megabytes", 12.0, "where to stop")
+    option(one, "--max-megabytes", 12.0, "where to stop", type=_above_zero)
     return parser
 
 
@@ -122,15 +177,85 @@ def _tokenizer(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _extend(arguments: argparse.Namespace) -> int:
+    from data_prep.extend import ExtendSettings, extend, table
+
+    settings = ExtendSettings(arguments.add, arguments.use_unused, arguments.on_bad_bytes, arguments.seed)
+    found = extend(arguments.vocabulary, arguments.inputs, arguments.out, settings)
+    if found:
+        made = found.tokenizer
+        print(table(found))
+        print(f"{arguments.out}: {len(found.added):,} words added, {made.vocab_size} pieces, {made.fingerprint[:12]}")
+    return 0
+
+
 def _shards(arguments: argparse.Namespace) -> int:
+    from data_prep import run
+
+    job = _job(arguments)
+    given = arguments.inputs, arguments.tokenizer, arguments.out, job
+    if arguments.dry_run:
+        from data_prep.estimate import estimate
+
+        found = estimate(arguments.inputs, arguments.tokenizer, job, arguments.workers)
+        print(
+            f"from {found.sampled / 1e6:,.1f} MB looked at: {found.text / 1e6:,.0f} MB of text in about "
+            f"{found.documents:,} documents, {found.records:,} records, {found.bytes / 1e6:,.0f} MB of shards "
+            f"(and {found.text / 1e6:,.0f} MB while it runs), about {timedelta(seconds=round(found.seconds))} (h:mm:ss)"
+        )
+        return 0
+    if arguments.beam is not None:
+        from data_prep import beam
+
+        manifest = beam.prepare(*given, shlex.split(arguments.beam))
+    else:
+        manifest = run.prepare(*given, arguments.workers)
+    for reason, count in manifest.documents.get("dropped", {}).items():
+        print(f"dropped {count:,} of {manifest.documents['documents']:,} documents: {reason}")
+    found = ", ".join(f"{split.records:,} {name}" for name, split in manifest.splits.items())
+    print(f"{arguments.out}: {found} records; see them with: bert-data inspect {arguments.out} --random")
+    return 0
+
+
+def _job(arguments: argparse.Namespace) -> Job:
+    """The settings of `bert-data shards` from its command line."""
     from bert_jax.text.corrupt import predictions_for
-    from data_prep.run import prepare
+    from data_prep.clean import Cleaning
+    from data_prep.plan import Selection
+    from data_prep.run import Job
     from data_prep.shard import Settings
+    from data_prep.spool import Reading
 
     if arguments.length < 8:
         raise UserError(f"rows of {arguments.length} tokens hold no pair of sentences", "--length", "use 8 or more")
     if arguments.mask_share + arguments.random_share > 1:
         raise UserError("they are shares of one whole", "--mask-share, --random-share", "let them sum to 1 at most")
+    if arguments.heldout > 0.9:
+        raise UserError("hardly anything would be left to train on", "--heldout", "give a share below 0.9")
+    cleaning = Cleaning(
+        normalise=arguments.normalise,
+        controls=arguments.strip_controls,
+        minimum=arguments.min_characters,
+        maximum=arguments.max_characters,
+        filter=arguments.filter,
+    )
+    reading = Reading(
+        on_bad_bytes=arguments.on_bad_bytes,
+        cleaning=cleaning,
+        evaluation=tuple(arguments.decontaminate),
+        grams=arguments.decontaminate_words,
+        bands=arguments.drop_near_copies,
+        seed=arguments.seed,
+    )
+    selection = Selection(
+        heldout=arguments.heldout,
+        exact_copies=arguments.drop_copies,
+        near_copies=arguments.drop_near_copies,
+        weights=tuple(arguments.weight),
+        smoothing=arguments.smooth,
+        duplicates=arguments.duplicates,
+        shards=arguments.shards,
+    )
     settings = Settings(
         length=arguments.length,
         predictions=arguments.predictions or predictions_for(arguments.length, arguments.rate),
@@ -138,40 +263,36 @@ def _shards(arguments: argparse.Namespace) -> int:
         unit=arguments.unit,
         mask_share=arguments.mask_share,
         random_share=arguments.random_share,
-        duplicates=arguments.duplicates,
+        layout=arguments.layout,
         short=arguments.short,
-        heldout=arguments.heldout,
         language=arguments.language,
-        on_bad_bytes=arguments.on_bad_bytes,
+        segmenter=arguments.segmenter,
         seed=arguments.seed,
     )
-    manifest = prepare(
-        arguments.inputs,
-        arguments.tokenizer,
-        arguments.out,
-        settings,
-        explicit_predictions=arguments.predictions is not None,
-        shards=arguments.shards,
-        workers=arguments.workers,
-    )
-    found = ", ".join(f"{split.records:,} {name}" for name, split in manifest.splits.items())
-    print(f"{arguments.out}: {found} records; see them with: bert-data inspect {arguments.out} --random")
-    return 0
+    return Job(reading, selection, settings, arguments.predictions is not None)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from data_prep.stats import inspect
 
     record = None if arguments.random else arguments.record or 0
-    print(inspect(arguments.data, arguments.tokenizer, arguments.split, record))
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    more = {"seed": arguments.seed, "count": arguments.count, "colour": colour}
+    print(inspect(arguments.data, arguments.tokenizer, arguments.split, record, **more))
     return 0
 
 
 def _stats(arguments: argparse.Namespace) -> int:
     from bert_jax.text.manifest import load_manifest
-    from data_prep.stats import table
+    from data_prep import stats, stats_page
 
-    print(table(load_manifest(arguments.data)))
+    manifest = load_manifest(arguments.data)
+    print(stats.table(manifest))
+    if arguments.out:
+        found = stats.measure(arguments.data, arguments.split, arguments.records, arguments.seed)
+        written = stats_page.write(arguments.data, manifest, found, arguments.out, arguments.seed)
+        print("\n" + stats.columns(stats.summary(found, manifest)))
+        print("\nwritten: " + ", ".join(map(str, written)))
     return 0
 
 
@@ -183,22 +304,53 @@ def _pydoc(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
 def _positive(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is below 1")
     return value
 
 
+def _above_zero(text: str) -> float:
+    value = _number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, sign, passes = text.rpartition("=")
+    if not sign or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PASSES, as in wiki=2")
+    return name, _above_zero(passes)
+
+
 def _share(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
     return value
 
 
 def _fraction(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not within 0 and 1")
     return value

@@ -1,203 +1,280 @@
-"""From text files to a data set: plan, shards by worker processes, reference levels, manifest last."""
+"""From text to a data set: the inputs read once, a plan, shards by worker processes, reference levels, manifest.
+
+What is done stays done: the spool of a group, the plan, every shard with its note. A run that was killed goes on
+after the last of them and ends with the same bytes, with any number of workers.
+"""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from math import sqrt
-from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from bert_jax.errors import UserError
 from bert_jax.text.features import RecordSpec
 from bert_jax.text.manifest import NAME, Manifest, Split, load_manifest, write_manifest
 from bert_jax.text.tokenizer import Tokenizer
-from data_prep import levels, shard, sources
-
-_SHARD_BYTES = 4_000_000  # of text; decides the number of shards, so that it does not hang on the machine
+from data_prep import levels, paths, plan, shard, sources, spool
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the first pass over the text found: shards to make, documents and bytes of text."""
+class Job:
+    """All that decides a data set, besides its inputs and the tokenizer."""
 
-    tasks: tuple[shard.Task, ...]
-    documents: int
-    bytes: int
+    reading: spool.Reading = field(default_factory=spool.Reading)
+    selection: plan.Selection = field(default_factory=plan.Selection)
+    settings: shard.Settings = field(default_factory=shard.Settings)
+    explicit_predictions: bool = False  # the number was asked for: a rate that it holds down is no error
+
+    def record(self) -> dict:
+        """The job as the manifest records it: one flat table."""
+        reading = asdict(self.reading)
+        flat = reading.pop("cleaning") | reading | asdict(self.selection) | asdict(self.settings)
+        return json.loads(json.dumps(flat))  # tuples to lists, as a manifest read back has them
 
 
 def prepare(
-    patterns: list[str],
-    tokenizer_path: str,
-    directory: str,
-    settings: shard.Settings,
-    *,
-    explicit_predictions: bool = False,
-    shards: int | None = None,
-    workers: int | None = None,
+    patterns: Sequence[str], tokenizer_path: str, directory: str, job: Job, workers: int | None = None
 ) -> Manifest:
-    """Makes a data set in `directory`; if it is already there with the same settings, only says so.
+    """Makes a data set in `directory`, or goes on where an earlier run of the same job ended.
 
     Args:
-        patterns: input files and globs.
+        patterns: inputs, see sources.py; NAME=PATTERN names a source.
         tokenizer_path: anything that `Tokenizer.load` opens; a copy goes into `directory`/tokenizer.
-        settings: all that decides the content.
-        explicit_predictions: the number of predictions was asked for, so a rate that it holds down is no
-            error.
-        shards: number of training shards; None takes one for every 4 MB of text.
+        directory: local or remote.
+        job: all other settings.
         workers: processes; None takes all cores. Changes nothing in the files.
 
     Raises:
         UserError: bad input, another data set in the directory, or masks that missed their rate.
     """
-    out = Path(directory)
+    begun = begin(patterns, tokenizer_path, directory, job)
+    with _Pool(workers or os.cpu_count() or 1) as pool:
+        return carry_out(begun, pool.map)
+
+
+def carry_out(begun: Begun, map_: Callable[[Callable, Begun, Sequence, str], list]) -> Manifest:
+    """What is left of a job: the first pass, the plan, the shards, the manifest.
+
+    Args:
+        begun: from `begin`.
+        map_: map_(function, begun, tasks, what) gives function(begun, task, progress) of every task, in order.
+    """
+    if begun.manifest is not None and not begun.missing:
+        print(f"already done: {begun.out}", file=sys.stderr)
+        return begun.manifest
+    summaries = map_(read_group, begun, begun.groups, "reading")
+    planned = plan_shards(begun, summaries)
+    tasks = [task for task in planned.tasks if begun.manifest is None or task.name in begun.missing]
+    return finish(begun, planned, map_(make_shard, begun, tasks, "shards"))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The steps. Each is a function of what stands in the directory, and leaves its result there, so that beam.py can
+# have them called in processes of its own.
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A job whose directory was looked at.
+
+    `manifest` is there if the data set was finished before; `missing` then names the shards that are lost or cut.
+    """
+
+    job: Job
+    out: str
+    inputs: tuple[dict, ...]
+    names: tuple[str, ...]
+    groups: tuple[spool.Group, ...]
+    fingerprint: str
+    manifest: Manifest | None = None
+    missing: tuple[str, ...] = ()
+
+    @property
+    def work(self) -> str:
+        return spool.working_directory(self.out)
+
+
+def begin(patterns: Sequence[str], tokenizer_path: str, directory: str, job: Job) -> Begun:
+    """Looks at inputs, tokenizer and directory; makes the directory and its tokenizer."""
     tokenizer = Tokenizer.load(tokenizer_path)
-    paths = sources.expand(patterns)
-    inputs = [asdict(sources.describe(path)) for path in paths]
-    recorded = asdict(settings) | {"shards": shards}
-    if (out / NAME).exists():
-        return _already_done(out, recorded, inputs, tokenizer)
-    if out.exists() and not out.is_dir():
+    named = sources.named(patterns)
+    described = [asdict(sources.describe(name)) for _, name in named]
+    names = tuple(dict.fromkeys(source for source, _ in named))
+    unknown = sorted(set(dict(job.selection.weights)) - set(names))
+    if unknown:
+        raise UserError(f"no input is named {unknown[0]}", "--weight", f"name it: {unknown[0]}=PATTERN")
+    groups = spool.groups(
+        [(names.index(source), name) for source, name in named], [one["bytes"] for one in described]
+    )
+    begun = Begun(
+        job,
+        directory,
+        tuple(described),
+        names,
+        tuple(groups),
+        tokenizer.fingerprint,
+    )
+    if paths.exists(paths.join(directory, NAME)):
+        return _already_done(begun)
+    if os.path.isfile(directory):
         raise UserError("this is a file", directory, "give a directory for the data set")
-    plan = make_plan(paths, settings, shards)
-    _check_leftovers(out, plan)
+    _check_leftovers(begun)
     try:
-        tokenizer.save(out / "tokenizer")
+        with paths.staging(paths.join(directory, "tokenizer")) as folder:
+            tokenizer.save(folder)
+        paths.write_bytes(paths.join(begun.work, "job.json"), _identity(begun))
     except OSError as error:
         raise UserError(f"the directory cannot be written ({error.strerror})", directory) from None
-    workers = min(workers or os.cpu_count() or 1, len(plan.tasks))
-    made = _make_all(plan, settings, out, workers)
+    return begun
+
+
+def read_group(begun: Begun, group: spool.Group, progress: Callable[[int], None]) -> spool.Summary:
+    """The first pass over a group of inputs."""
+    return spool.read(group, begun.job.reading, begun.work, progress)
+
+
+def plan_shards(begun: Begun, summaries: Sequence[spool.Summary]) -> plan.Plan:
+    """Which documents go into which shard."""
+    return plan.make(
+        begun.groups, summaries, begun.names, begun.job.selection, begun.job.settings.seed, begun.work
+    )
+
+
+def make_shard(begun: Begun, task: plan.Task, progress: Callable[[int], None]) -> shard.Made:
+    """One shard, unless it stands already."""
+    made = shard.finished(task, begun.work, begun.out)
+    if made is not None:
+        progress(task.bytes)
+        return made
+    tokenizer = _tokenizer(begun.out, begun.fingerprint)
+    return shard.make(task, begun.job.settings, tokenizer, begun.work, begun.out, progress)
+
+
+def finish(begun: Begun, planned: plan.Plan, made: Sequence[shard.Made]) -> Manifest:
+    """Checks the realised rates, measures the reference levels, writes the manifest, clears the work away.
+
+    Where only lost shards were made again, compares them with the manifest instead.
+    """
+    if begun.manifest is not None:
+        known = {info.name: info for split in begun.manifest.splits.values() for info in split.shards}
+        other = [one.info.name for one in made if one.info != known[one.info.name]]
+        if other:
+            raise UserError(
+                "the shard made again is not the one that the manifest describes (other library versions?)",
+                paths.join(begun.out, other[0]),
+                "remove the data set and make it anew",
+            )
+        paths.remove(begun.work)
+        return begun.manifest
+    settings, tokenizer = begun.job.settings, _tokenizer(begun.out, begun.fingerprint)
     splits = {name: _split([one for one in made if one.split == name]) for name in ("train", "heldout")}
     for name, split in splits.items():
-        _check_rate(name, split, settings, explicit_predictions)
-    special, spec = tokenizer.special, RecordSpec(settings.length, settings.predictions)
-    names = {name: [out / info.name for info in split.shards] for name, split in splits.items()}
+        _check_rate(name, split, begun.job)
+    with paths.fetched(begun.out, [info.name for split in splits.values() for info in split.shards]) as local:
+        train, heldout = ([local / info.name for info in splits[name].shards] for name in ("train", "heldout"))
+        measured = levels.measure(train, heldout, tokenizer.vocab_size, tokenizer.special)
     manifest = Manifest(
         tokenizer=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
-        special=special,
-        length=spec.length,
-        predictions=spec.predictions,
-        settings=recorded,
-        inputs=inputs,
+        special=tokenizer.special,
+        length=settings.length,
+        predictions=settings.predictions,
+        settings=begun.job.record(),
+        inputs=list(begun.inputs),
         seed=settings.seed,
         splits=splits,
-        levels=levels.measure(names["train"], names["heldout"], tokenizer.vocab_size, special),
+        levels=measured,
+        documents=planned.counts,
     )
-    write_manifest(out, manifest)
+    with paths.staging(begun.out) as folder:
+        write_manifest(folder, manifest)
+    paths.remove(begun.work)
     return manifest
-
-
-def make_plan(paths: list[Path], settings: shard.Settings, shards: int | None = None) -> Plan:
-    """The first pass: counts documents, draws the border of the held-out ones, cuts the rest into shards.
-
-    Raises:
-        UserError: unreadable input, or too few documents.
-    """
-    sizes, hashes, files = [], [], []
-    with tqdm(desc="reading", unit="B", unit_scale=True, leave=False, disable=None) as bar:
-        for path in paths:
-            files.append((path, len(sizes)))
-            for document in sources.documents(path, settings.on_bad_bytes):
-                hashes.append(shard.document_hash(document, settings.seed))
-                sizes.append(len(document.encode()))
-                bar.update(sizes[-1])
-    weights, keys = np.array(sizes, np.int64), np.array(hashes, np.uint64)
-    distinct = np.unique(keys)
-    if len(distinct) < 4:
-        raise UserError(
-            f"there are {len(distinct)} different documents, at least 4 are needed (2 of them held out)",
-            str(paths[0]) if len(paths) == 1 else f"{len(paths)} files",
-            "give more text, or end documents with a blank line",
-        )
-    # The border is the hash at which the held-out documents reach their share of the text, two at least.
-    order = np.argsort(keys, kind="stable")
-    reached = int(np.searchsorted(np.cumsum(weights[order]), settings.heldout * weights.sum()))
-    border = int(min(max(keys[order[min(reached, len(order) - 1)]], distinct[2]), distinct[-2]))
-    held_out = keys < border
-    cut = _cut(weights * ~held_out, ~held_out, shards)
-    tasks = []
-    for split, ranges in (("train", cut), ("heldout", _cut(weights * held_out, held_out, None))):
-        for number, (first, last) in enumerate(ranges):
-            inside = [
-                file
-                for file, (_, end) in zip(files, [*files[1:], (None, len(sizes))], strict=True)
-                if file[1] < last and end > first
-            ]
-            tasks.append(shard.Task(split, number, len(ranges), first, last, tuple(inside), border))
-    return Plan(tuple(tasks), len(sizes), int(weights.sum()))
-
-
-def _cut(weights: np.ndarray, chosen: np.ndarray, shards: int | None) -> list[tuple[int, int]]:
-    """Ranges of documents of about equal bytes, with at least two chosen documents each."""
-    places = np.flatnonzero(chosen)
-    wanted = shards or max(1, round(int(weights.sum()) / _SHARD_BYTES))
-    if wanted > len(places) // 2:
-        raise UserError(
-            f"{len(places)} documents do not fill {wanted} shards with two each", "--shards", "ask for fewer"
-        )
-    total, ends = np.cumsum(weights[places]), []
-    for number in range(1, wanted):
-        end = int(np.searchsorted(total, total[-1] * number / wanted)) + 1
-        low = (ends[-1] if ends else 0) + 2
-        ends.append(min(max(end, low), len(places) - 2 * (wanted - number)))
-    borders = [0, *(int(places[end]) for end in ends), len(weights)]
-    return list(zip(borders[:-1], borders[1:], strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Worker processes
 
-_worker: dict = {}  # what a worker process was started with; set once, before its first shard
+
+@lru_cache(maxsize=1)
+def _tokenizer(out: str, fingerprint: str) -> Tokenizer:
+    """The data set's own tokenizer, once a process. The fingerprint makes another one another entry."""
+    with paths.fetched(paths.join(out, "tokenizer")) as folder:
+        tokenizer = Tokenizer.load(folder)
+    if tokenizer.fingerprint != fingerprint:
+        raise UserError("the tokenizer was changed while the shards were made", out, "run it again")
+    return tokenizer
 
 
-def _make_all(plan: Plan, settings: shard.Settings, out: Path, workers: int) -> list[shard.Made]:
-    """All shards, in the order of the plan."""
-    bar = tqdm(total=plan.bytes, desc="shards", unit="B", unit_scale=True, disable=None)
-    with bar:
-        if workers == 1:
-            tokenizer = Tokenizer.load(out / "tokenizer")
-            return [shard.make(task, settings, tokenizer, out, bar.update) for task in plan.tasks]
-        # Spawned, so that nothing of the parent (threads of a library above all) is inherited half alive.
-        context = multiprocessing.get_context("spawn")
-        done = context.Value("q", 0)
-        pool = ProcessPoolExecutor(workers, context, _start, (str(out), settings, done))
-        try:
-            futures = [pool.submit(_work, task) for task in plan.tasks]
+_worker: dict = {}  # what a worker process was started with; set once, before its first task
+
+
+class _Pool:
+    """Runs tasks in this process or in several, with one progress bar for all.
+
+    Processes are spawned, so that nothing of the parent (threads of a library above all) is inherited half alive.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._executor: ProcessPoolExecutor | None = None
+        self._context = multiprocessing.get_context("spawn")
+        self._done = self._context.Value("q", 0)
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def map(self, function: Callable, begun: Begun, tasks: Sequence, what: str) -> list:
+        """function(begun, task, progress) of every task, in the order of the tasks."""
+        total = sum(task.bytes for task in tasks)
+        with tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None) as bar:
+            if min(self._workers, len(tasks)) <= 1:
+                return [function(begun, task, bar.update) for task in tasks]
+            if self._executor is None:
+                self._executor = ProcessPoolExecutor(self._workers, self._context, _start, (begun, self._done))
+            self._done.value = 0
+            futures = [self._executor.submit(_work, function, task) for task in tasks]
             pending = set(futures)
-            while pending:
-                ready, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                bar.update(done.value - bar.n)
-                for future in ready:
-                    future.result()
+            try:
+                while pending:
+                    ready, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                    bar.update(self._done.value - bar.n)
+                    for future in ready:
+                        future.result()
+            except BrokenProcessPool:
+                raise UserError(
+                    "a worker process was ended from outside, most often for want of memory",
+                    begun.out,
+                    "run it again with fewer --workers",
+                ) from None
             return [future.result() for future in futures]
-        except BrokenProcessPool:
-            raise UserError(
-                "a worker process was ended from outside, most often for want of memory",
-                str(out),
-                "run it again with fewer --workers",
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(out: str, settings: shard.Settings, done) -> None:
+def _start(begun: Begun, done) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
-    _worker.update(out=Path(out), settings=settings, done=done, tokenizer=Tokenizer.load(Path(out) / "tokenizer"))
+    _worker.update(begun=begun, done=done)
 
 
-def _work(task: shard.Task) -> shard.Made:
+def _work(function: Callable, task):
     def progress(size: int) -> None:
         with _worker["done"].get_lock():
             _worker["done"].value += size
 
-    return shard.make(task, _worker["settings"], _worker["tokenizer"], _worker["out"], progress)
+    return function(_worker["begun"], task, progress)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -223,15 +300,15 @@ def _split(made: list[shard.Made]) -> Split:
     return Split(infos, records, tokens, sum(info.padding for info in infos), totals)
 
 
-def _check_rate(name: str, split: Split, settings: shard.Settings, explicit: bool) -> None:
+def _check_rate(name: str, split: Split, job: Job) -> None:
     """Refuses masks more than 5 % off their rate without a known reason: the cap asked for, whole words."""
-    rates = split.rates
+    settings, rates = job.settings, split.rates
     expected = settings.rate * rates["eligible"]
     off = rates["chosen"] / max(expected, 1) - 1
     if abs(off) <= 0.05 + 3 / sqrt(max(expected, 1)):
         return
     reasons = []
-    if explicit and rates["overflowed"]:
+    if job.explicit_predictions and rates["overflowed"]:
         reasons.append(f"{rates['overflowed']:.0f} were beyond --predictions {settings.predictions}")
     if rates["unfilled"]:
         reasons.append(f"{rates['unfilled']:.0f} were left since no word was short enough")
@@ -244,41 +321,55 @@ def _check_rate(name: str, split: Split, settings: shard.Settings, explicit: boo
     print(f"bert-data: note: {name}: {message}: {'; '.join(reasons)}", file=sys.stderr)
 
 
-def _check_leftovers(out: Path, plan: Plan) -> None:
-    """Shards of an unfinished run: the same names are written again, others are in the way."""
-    known = {task.name for task in plan.tasks}
-    for path in sorted(out.glob("*.tfrecord")) if out.exists() else []:
-        if path.name not in known:
+def _identity(begun: Begun) -> bytes:
+    """What an unfinished directory belongs to."""
+    mine = {"settings": begun.job.record(), "inputs": begun.inputs, "tokenizer": begun.fingerprint}
+    return json.dumps(mine, sort_keys=True).encode()
+
+
+def _check_leftovers(begun: Begun) -> None:
+    """An unfinished run of the same job goes on; whatever else lies there is in the way."""
+    note = paths.join(begun.work, "job.json")
+    if paths.exists(note):
+        if paths.read_bytes(note) != _identity(begun):
             raise UserError(
-                "the directory has no manifest but shards of another run",
-                str(path),
-                "remove them, or give another --out",
+                "the directory holds an unfinished run with other settings, text or tokenizer",
+                begun.out,
+                "give another --out, or remove this one",
             )
-    for path in sorted(out.glob(".*.tmp")) if out.exists() else []:
-        path.unlink(missing_ok=True)
+        print(f"going on with the unfinished run in {begun.out}", file=sys.stderr)
+        return
+    foreign = paths.glob(paths.join(begun.out, "*.tfrecord"))
+    if foreign:
+        raise UserError(
+            "the directory has no manifest but shards of another run",
+            foreign[0],
+            "remove them, or give another --out",
+        )
 
 
-def _already_done(out: Path, recorded: dict, inputs: list, tokenizer: Tokenizer) -> Manifest:
-    manifest = load_manifest(out)
+def _already_done(begun: Begun) -> Begun:
+    """The finished data set of the same job, with the shards that it lacks."""
+    with paths.fetched(begun.out, [NAME]) as folder:
+        manifest = load_manifest(folder)
+    recorded = begun.job.record()
     differing = [key for key in recorded if recorded[key] != manifest.settings.get(key)]
-    if manifest.inputs != inputs:
+    if manifest.inputs != list(begun.inputs):
         differing.append("input files")
-    if manifest.tokenizer != tokenizer.fingerprint:
+    if manifest.tokenizer != begun.fingerprint:
         differing.append("tokenizer")
     if differing:
         raise UserError(
             f"there is already a data set with other settings ({', '.join(differing)})",
-            str(out),
+            begun.out,
             "give another --out, or remove this one",
         )
+    missing = []
     for split in manifest.splits.values():
         for info in split.shards:
-            path = out / info.name
-            if not path.exists() or path.stat().st_size != info.bytes:
-                raise UserError(
-                    "a shard of this finished data set is missing or cut",
-                    str(path),
-                    "remove manifest.json, run again",
-                )
-    print(f"already done: {out}", file=sys.stderr)
-    return manifest
+            path = paths.join(begun.out, info.name)
+            if not paths.exists(path) or paths.size(path) != info.bytes:
+                missing.append(info.name)
+    if missing:
+        print(f"missing or cut, made again: {' '.join(missing)}", file=sys.stderr)
+    return replace(begun, manifest=manifest, missing=tuple(missing))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -15,15 +14,27 @@ from bert_jax.text.features import Records, RecordSpec
 from bert_jax.text.manifest import ShardInfo
 from bert_jax.text.records import write_shard
 from bert_jax.text.tokenizer import Tokenizer
-from data_prep import layouts, sources
+from data_prep import layouts, paths, plan, sentences, spool
 
-_ROWS = 2048  # rows masked and written at a time; part of what a shard is, since each block has its own generator
+_ROWS = 2048  # rows masked and written at a time
+_RUN = 4_000_000  # bytes of neighbouring documents read at a time
 _SPLITS = ("train", "heldout")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides what shards hold, besides inputs and tokenizer. Defaults stand here only."""
+    """All that decides what shards hold, besides their documents and the tokenizer. Defaults stand here only.
+
+    Attributes:
+        length: tokens a record (T).
+        predictions: masked slots a record (P).
+        rate, unit, mask_share, random_share: see `corrupt.Rule`.
+        layout: what a row is made of, see layouts.py.
+        short: share of documents cut into shorter rows.
+        language: of the sentence splitter; "none" takes a line as a sentence.
+        segmenter: "jieba" or "module:function" for words of several Chinese characters; "" for none.
+        seed: of all that is random.
+    """
 
     length: int = 128
     predictions: int = 20
@@ -31,33 +42,11 @@ class Settings:
     unit: str = "token"
     mask_share: float = 0.8
     random_share: float = 0.1
-    duplicates: int = 1
+    layout: str = "pair"
     short: float = 0.1
-    heldout: float = 0.02
     language: str = "en"
-    on_bad_bytes: str = "fail"
+    segmenter: str = ""
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Task:
-    """Shard `number` of `total` of a split: its documents among those numbered `first` to `last`-1.
-
-    `files` are the input files with the number of their first document; documents whose hash is below
-    `border` are held out.
-    """
-
-    split: str
-    number: int
-    total: int
-    first: int
-    last: int
-    files: tuple[tuple[Path, int], ...]
-    border: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.split}-{self.number:05d}-of-{self.total:05d}.tfrecord"
 
 
 @dataclass(frozen=True)
@@ -70,23 +59,59 @@ class Made:
     counts: dict[str, int]
 
 
-def document_hash(text: str, seed: int) -> int:
-    """64 bits that decide where a document goes. Equal texts go the same way, so none is in both splits."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=b"%d" % seed).digest(), "big")
+def note_of(work: str, task: plan.Task) -> str:
+    """The file that says that a shard is whole, and what it holds."""
+    return paths.join(work, task.name + ".json")
 
 
-def _shard_key(settings: Settings, task: Task) -> tuple[int, int, int]:
-    """What all randomness of a shard begins with."""
-    return settings.seed, _SPLITS.index(task.split), task.number
+def finished(task: plan.Task, work: str, out: str) -> Made | None:
+    """What an earlier run noted of this shard, if the shard still is what the note says."""
+    if not paths.exists(note_of(work, task)):
+        return None
+    note = json.loads(paths.read_bytes(note_of(work, task)))
+    made = Made(**note | {"info": ShardInfo(**note["info"])})
+    return made if stands(made.info, out) else None
 
 
-def make(task: Task, settings: Settings, tokenizer: Tokenizer, directory: Path, progress=lambda size: None) -> Made:
-    """Writes one shard with its index into `directory`.
+def stands(info: ShardInfo, out: str) -> bool:
+    """Is the shard there with its index, and are its bytes those that were written?"""
+    path = paths.join(out, info.name)
+    if not paths.exists(path + ".idx") or not paths.exists(path) or paths.size(path) != info.bytes:
+        return False
+    return paths.sha256(path) == info.sha256
+
+
+def make(
+    task: plan.Task,
+    settings: Settings,
+    tokenizer: Tokenizer,
+    work: str,
+    out: str,
+    progress: Callable[[int], None] = lambda size: None,
+) -> Made:
+    """Writes one shard with its index into `out`, then its note into `work`.
+
+    Args:
+        task: which shard.
+        settings: what it holds.
+        tokenizer: gives ids.
+        work: the directory of the plan and the spool.
+        out: directory, local or remote.
+        progress: called with the bytes of text done since the last call.
 
     Raises:
-        UserError: an input that cannot be read, fewer than two documents with text, or a full disk.
+        UserError: fewer than two documents with text, or a full disk.
     """
-    corpus = layouts.tokenise(_documents(task, settings), tokenizer, settings.language, settings.length, progress)
+    places = plan.read(work, task)
+    mine = (places["heldout"] == (task.split == "heldout")) & (places["copies"] > 0)
+    corpus = layouts.tokenise(
+        _documents(places, np.flatnonzero(mine), task.first, work),
+        tokenizer,
+        settings.language,
+        settings.length,
+        progress,
+        segmenter=sentences.segmenter(settings.segmenter),
+    )
     if len(corpus.numbers) < 2:
         raise UserError(
             "there are fewer than two documents with text, and random next segments need another",
@@ -94,8 +119,8 @@ def make(task: Task, settings: Settings, tokenizer: Tokenizer, directory: Path, 
             "give more documents, or fewer shards with --shards",
         )
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(_shard_key(settings, task))))
-    instances = layouts.pair(corpus, settings.length, settings.short, settings.duplicates, rng)
-    instances, truncated = layouts.truncate(instances, settings.length, rng)
+    copies = places["copies"][corpus.numbers - task.first].astype(np.int64)
+    instances, truncated = layouts.arrange(settings.layout, corpus, settings.length, settings.short, copies, rng)
     instances = instances.take(rng.permutation(len(instances)))
     counts = {
         "documents": len(corpus.numbers),
@@ -108,29 +133,49 @@ def make(task: Task, settings: Settings, tokenizer: Tokenizer, directory: Path, 
     }
     spec = RecordSpec(settings.length, settings.predictions)
     try:
-        summary = write_shard(
-            directory / task.name, _blocks(task, settings, tokenizer, corpus, instances, counts), spec
-        )
+        with paths.staging(out) as folder:
+            blocks = _blocks(task, settings, tokenizer, corpus, instances, counts)
+            summary = write_shard(folder / task.name, blocks, spec)
+        padding = summary.records * settings.length - summary.tokens
+        info = ShardInfo(task.name, summary.records, summary.bytes, summary.sha256, summary.tokens, padding)
+        made = Made(task.split, task.number, info, counts)
+        paths.write_bytes(note_of(work, task), json.dumps(asdict(made)).encode())
     except OSError as error:
-        raise UserError(f"the shard cannot be written ({error.strerror})", str(directory / task.name)) from None
-    padding = summary.records * settings.length - summary.tokens
-    info = ShardInfo(task.name, summary.records, summary.bytes, summary.sha256, summary.tokens, padding)
-    return Made(task.split, task.number, info, counts)
+        raise UserError(f"the shard cannot be written ({error.strerror})", paths.join(out, task.name)) from None
+    return made
 
 
-def _documents(task: Task, settings: Settings) -> Iterator[tuple[int, str]]:
-    """The shard's documents with their numbers: its range, its split."""
-    for path, first in task.files:
-        for number, document in enumerate(sources.documents(path, settings.on_bad_bytes), first):
-            if number >= task.last:
-                return
-            held_out = document_hash(document, settings.seed) < task.border
-            if number >= task.first and held_out == (task.split == "heldout"):
-                yield number, document
+def _shard_key(settings: Settings, task: plan.Task) -> tuple[int, int, int]:
+    """What all randomness of a shard begins with."""
+    return settings.seed, _SPLITS.index(task.split), task.number
+
+
+def _documents(places: np.ndarray, rows: np.ndarray, first: int, work: str) -> Iterator[tuple[int, str]]:
+    """(number, text) of the documents at `rows`, neighbours in the spool read together."""
+    ends = places["offset"] + places["size"]
+    at = 0
+    while at < len(rows):
+        begin = last = rows[at]
+        after = at + 1
+        while (
+            after < len(rows)
+            and places["group"][rows[after]] == places["group"][begin]
+            and places["offset"][rows[after]] == ends[last]
+            and ends[rows[after]] - places["offset"][begin] <= _RUN
+        ):
+            last = rows[after]
+            after += 1
+        name = spool.Group(int(places["group"][begin]), ()).name + ".text"
+        start = int(places["offset"][begin])
+        raw = paths.read_range(paths.join(work, name), start, int(ends[last]))
+        for row in rows[at:after].tolist():
+            offset = int(places["offset"][row]) - start
+            yield first + row, raw[offset : offset + int(places["size"][row])].decode()
+        at = after
 
 
 def _blocks(
-    task: Task,
+    task: plan.Task,
     settings: Settings,
     tokenizer: Tokenizer,
     corpus: layouts.Corpus,
