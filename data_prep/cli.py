@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from data_prep.clean import Cleaning
+    from data_prep.clean import FORMS, Cleaning
     from data_prep.extend import ExtendSettings
     from data_prep.layouts import LAYOUTS
     from data_prep.plan import Selection
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     to = one.add_argument_group("documents")
     option(to, "--heldout", selection.heldout, "share of the text held out, by documents", type=_share)
     bad_bytes(to, reading.on_bad_bytes)
-    to.add_argument("--normalise", default=cleaning.normalise, choices=("NFC", "NFKC"), help="Unicode form of the text")
+    to.add_argument("--normalise", default=cleaning.normalise, choices=FORMS[1:], help="Unicode form of the text")
     to.add_argument("--strip-controls", action="store_true", help="delete control characters")
     to.add_argument("--min-characters", type=_positive, default=0, help="drop shorter documents")
     to.add_argument("--max-characters", type=_positive, default=0, help="drop longer documents")
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     to.add_argument("--drop-copies", action="store_true", help="keep one document of those with the same text")
     to.add_argument("--drop-near-copies", action="store_true", help="keep one document of those with nearly one text")
     to.add_argument("--decontaminate", nargs="+", default=[], metavar="FILE", help="drop what overlaps these texts")
-    option(to, "--decontaminate-words", reading.grams, "words in a row that are an overlap", type=_positive)
+    option(to, "--decontaminate-words", cleaning.grams, "words in a row that are an overlap", type=_positive)
     to.add_argument(
         "--weight", action="append", default=[], type=_weight, metavar="NAME=PASSES", help="passes over a source"
     )
@@ -238,19 +238,18 @@ def _job(arguments: argparse.Namespace) -> Job:
         minimum=arguments.min_characters,
         maximum=arguments.max_characters,
         filter=arguments.filter,
+        exact=arguments.drop_copies,
+        near=arguments.drop_near_copies,
+        grams=arguments.decontaminate_words,
     )
     reading = Reading(
         on_bad_bytes=arguments.on_bad_bytes,
         cleaning=cleaning,
         evaluation=tuple(arguments.decontaminate),
-        grams=arguments.decontaminate_words,
-        bands=arguments.drop_near_copies,
         seed=arguments.seed,
     )
     selection = Selection(
         heldout=arguments.heldout,
-        exact_copies=arguments.drop_copies,
-        near_copies=arguments.drop_near_copies,
         weights=tuple(arguments.weight),
         smoothing=arguments.smooth,
         duplicates=arguments.duplicates,

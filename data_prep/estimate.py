@@ -61,7 +61,11 @@ def estimate(patterns: Sequence[str], tokenizer_path: str, job: run.Job, workers
         selection = replace(job.selection, shards=0, weights=(), smoothing=0.0)
         begun = time.perf_counter()
         manifest = run.prepare(
-            [str(Path(folder) / "sample.txt")], tokenizer_path, str(Path(folder) / "out"), replace(job, selection=selection), 1
+            [str(Path(folder) / "sample.txt")],
+            tokenizer_path,
+            str(Path(folder) / "out"),
+            replace(job, selection=selection),
+            1,
         )
         seconds = time.perf_counter() - begun
     if not sampled:

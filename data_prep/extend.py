@@ -15,7 +15,7 @@ from bert_jax.errors import UserError
 from bert_jax.text.tokenizer import Tokenizer, from_vocab
 from data_prep import sources
 from data_prep.sample import read
-from data_prep.shard import document_hash
+from data_prep.spool import document_hash
 from data_prep.train_tokenizer import LONGEST_WORD, finished, note, save, tell_pruned
 from data_prep.words import Rules, WordCounter
 
@@ -203,7 +203,7 @@ def _count(texts: Iterator[str], rules: Rules, seed: int) -> tuple[dict[str, int
     """Words of the text to choose from, and of that held out; equal stretches of text are on the same side."""
     seen, held_out = WordCounter(rules), WordCounter(rules)
     for text in texts:
-        side = held_out if document_hash(text, seed) < _HELD_OUT * 2**64 else seen
+        side = held_out if document_hash(text.encode(), seed) < _HELD_OUT * 2**64 else seen
         side.add(text)
     found = seen.result()
     if not found.counts:  # one document, which chance held out

@@ -61,6 +61,7 @@ def tokenise(
     language: str,
     length: int,
     progress=lambda size: None,
+    segmenter=None,
 ) -> Corpus:
     """Sentences and tokens of documents, a few hundred kilobytes of text at a time.
 
@@ -204,6 +205,14 @@ def truncate(instances: Instances, length: int, rng: np.random.Generator) -> tup
         instances.b_document,
     )
     return kept, int((a + b - a_kept - b_kept).sum())
+
+
+LAYOUTS = ("pair",)
+
+
+def arrange(layout: str, corpus: Corpus, length: int, short: float, copies: np.ndarray, rng: np.random.Generator):
+    """Stand-in."""
+    return truncate(pair(corpus, length, short, int(copies.max()), rng), length, rng)
 
 
 def rows(corpus: Corpus, instances: Instances, length: int, special: Special) -> Records:

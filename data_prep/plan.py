@@ -26,8 +26,6 @@ class Selection:
 
     Attributes:
         heldout: share of the text held out, by documents.
-        exact_copies: of documents with one text only the first is kept.
-        near_copies: of documents with nearly one text only the first is kept.
         weights: (source, passes) for named sources; others take one pass.
         smoothing: exponent S of the multilingual recipe: sources take part by bytes ** S; 0 leaves it.
         duplicates: passes over everything.
@@ -35,8 +33,6 @@ class Selection:
     """
 
     heldout: float = 0.02
-    exact_copies: bool = False
-    near_copies: bool = False
     weights: tuple[tuple[str, float], ...] = ()
     smoothing: float = 0.0
     duplicates: int = 1
@@ -71,8 +67,8 @@ def make(
     groups: Sequence[spool.Group],
     summaries: Sequence[spool.Summary],
     names: Sequence[str],
+    cleaning: clean.Cleaning,
     selection: Selection,
-    seed: int,
     work: str,
 ) -> Plan:
     """Decides over all documents of the spool, and writes the decisions into `work` for the shards.
@@ -80,8 +76,8 @@ def make(
     Args:
         groups, summaries: what the first pass read and found.
         names: of the sources, by their numbers.
+        cleaning: whether copies are left out.
         selection: which documents to take.
-        seed: of what is drawn, by each document's hash.
         work: the directory that holds the spool.
 
     Raises:
@@ -94,14 +90,15 @@ def make(
         for reason, count in summary.dropped.items():
             dropped[reason] = dropped.get(reason, 0) + count
     kept = np.ones(len(found), bool)
-    if selection.exact_copies:
+    if cleaning.exact:
         copies = clean.exact_copies(found["hash"])
         dropped["exact copy"] = int(copies.sum())
         kept &= ~copies
-    if selection.near_copies:
+    if cleaning.near:
         # Exact copies are near ones too: counted once, as what they are.
         copies = np.zeros(len(found), bool)
-        copies[kept] = clean.near_copies(np.concatenate([spool.bands(work, group) for group in groups])[kept])
+        bands = [spool.bands(work, group) for group, part in zip(groups, parts, strict=True) if len(part)]
+        copies[kept] = clean.near_copies(np.concatenate(bands)[kept])
         dropped["near copy"] = int(copies.sum())
         kept &= ~copies
     sizes = np.bincount(found["source"][kept], found["size"][kept], len(names)).astype(np.int64)
@@ -110,7 +107,7 @@ def make(
     passes = np.zeros(len(found), np.int64)
     for number, name in enumerate(names):
         mine = kept & (found["source"] == number)
-        passes[mine] = sources.passes(found["hash"][mine], means[name], seed)
+        passes[mine] = sources.passes(found["hash"][mine], means[name])
     heldout = _held_out(found, passes > 0, selection.heldout)
     # What is held out is gone through once: weights shape what is learned, not what it is measured on.
     passes = np.where(heldout, np.minimum(passes, 1), passes)

@@ -20,7 +20,6 @@ from math import sqrt
 from tqdm import tqdm
 
 from bert_jax.errors import UserError
-from bert_jax.text.features import RecordSpec
 from bert_jax.text.manifest import NAME, Manifest, Split, load_manifest, write_manifest
 from bert_jax.text.tokenizer import Tokenizer
 from data_prep import levels, paths, plan, shard, sources, spool
@@ -107,15 +106,16 @@ class Begun:
 def begin(patterns: Sequence[str], tokenizer_path: str, directory: str, job: Job) -> Begun:
     """Looks at inputs, tokenizer and directory; makes the directory and its tokenizer."""
     tokenizer = Tokenizer.load(tokenizer_path)
+    if "-" in patterns:
+        captured = sources.capture(sys.stdin.buffer, spool.working_directory(directory))
+        patterns = [captured if pattern == "-" else pattern for pattern in patterns]
     named = sources.named(patterns)
     described = [asdict(sources.describe(name)) for _, name in named]
     names = tuple(dict.fromkeys(source for source, _ in named))
     unknown = sorted(set(dict(job.selection.weights)) - set(names))
     if unknown:
         raise UserError(f"no input is named {unknown[0]}", "--weight", f"name it: {unknown[0]}=PATTERN")
-    groups = spool.groups(
-        [(names.index(source), name) for source, name in named], [one["bytes"] for one in described]
-    )
+    groups = spool.groups([(names.index(source), name) for source, name in named], [one["bytes"] for one in described])
     begun = Begun(
         job,
         directory,
@@ -145,9 +145,8 @@ def read_group(begun: Begun, group: spool.Group, progress: Callable[[int], None]
 
 def plan_shards(begun: Begun, summaries: Sequence[spool.Summary]) -> plan.Plan:
     """Which documents go into which shard."""
-    return plan.make(
-        begun.groups, summaries, begun.names, begun.job.selection, begun.job.settings.seed, begun.work
-    )
+    job = begun.job
+    return plan.make(begun.groups, summaries, begun.names, job.reading.cleaning, job.selection, begun.work)
 
 
 def make_shard(begun: Begun, task: plan.Task, progress: Callable[[int], None]) -> shard.Made:
@@ -174,7 +173,7 @@ def finish(begun: Begun, planned: plan.Plan, made: Sequence[shard.Made]) -> Mani
                 paths.join(begun.out, other[0]),
                 "remove the data set and make it anew",
             )
-        paths.remove(begun.work)
+        paths.remove_tree(begun.work)
         return begun.manifest
     settings, tokenizer = begun.job.settings, _tokenizer(begun.out, begun.fingerprint)
     splits = {name: _split([one for one in made if one.split == name]) for name in ("train", "heldout")}
@@ -198,7 +197,7 @@ def finish(begun: Begun, planned: plan.Plan, made: Sequence[shard.Made]) -> Mani
     )
     with paths.staging(begun.out) as folder:
         write_manifest(folder, manifest)
-    paths.remove(begun.work)
+    paths.remove_tree(begun.work)
     return manifest
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep import sources
-from data_prep.shard import document_hash
+from data_prep.spool import document_hash
 
 _STRETCH = 1 << 16  # characters; longer documents are taken in stretches, so that one huge document is sampled too
 _PACKED = (".gz", ".zst", ".bz2", ".xz", ".parquet")
@@ -74,7 +74,7 @@ def sample(texts: Iterable[str], megabytes: float, seed: int) -> tuple[list[str]
     for number, text in enumerate(texts):
         length = len(text.encode())
         total += length
-        hashed = document_hash(text, seed)
+        hashed = document_hash(text.encode(), seed)
         if hashed >= border:
             continue
         heapq.heappush(kept, (-hashed, -number, text))

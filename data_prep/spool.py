@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -36,17 +36,13 @@ class Reading:
     Attributes:
         on_bad_bytes: "fail" or "replace", for bytes that are not UTF-8.
         cleaning: what is done to each document, see clean.py.
-        evaluation: files of evaluation texts; documents that share `grams` words in a row with them go.
-        grams: see `evaluation`.
-        bands: near copies will be looked for, so every document gets its MinHash bands.
+        evaluation: files of evaluation texts; documents that overlap them are left out.
         seed: of the hashes of documents.
     """
 
     on_bad_bytes: str = "fail"
     cleaning: clean.Cleaning = field(default_factory=clean.Cleaning)
     evaluation: tuple[str, ...] = ()
-    grams: int = 13
-    bands: bool = False
     seed: int = 0
 
 
@@ -111,7 +107,7 @@ def read(group: Group, reading: Reading, spool: str, progress: Callable[[int], N
         summary = Summary(**json.loads(paths.read_bytes(done)))
         progress(summary.bytes)
         return summary
-    cleaner = clean.Cleaner(reading.cleaning, evaluation_grams(reading), reading.grams)
+    cleaner = clean.Cleaner(reading.cleaning, _evaluation_texts(reading))
     found: list[tuple[int, int, int, int]] = []
     bands: list[np.ndarray] = []
     dropped: Counter[str] = Counter()
@@ -126,7 +122,7 @@ def read(group: Group, reading: Reading, spool: str, progress: Callable[[int], N
                 raw = text.encode()
                 file.write(raw)
                 found.append((offset, len(raw), document_hash(raw, reading.seed), source))
-                if reading.bands:
+                if reading.cleaning.near:
                     bands.append(clean.signature(text))
                 offset += len(raw)
                 if offset - reported > _COUNT:
@@ -134,18 +130,16 @@ def read(group: Group, reading: Reading, spool: str, progress: Callable[[int], N
                     reported = offset
     progress(offset - reported)
     paths.write_bytes(paths.join(spool, group.name + ".documents"), np.array(found, DOCUMENT).tobytes())
-    if reading.bands:
-        stacked = np.array(bands, "<u8") if bands else np.zeros((0, clean.BANDS), "<u8")
-        paths.write_bytes(paths.join(spool, group.name + ".bands"), stacked.tobytes())
+    if reading.cleaning.near:
+        paths.write_bytes(paths.join(spool, group.name + ".bands"), np.array(bands, "<u8").tobytes())
     summary = Summary(len(found), offset, dict(sorted(dropped.items())))
     paths.write_bytes(done, json.dumps(asdict(summary)).encode())
     return summary
 
 
-def evaluation_grams(reading: Reading) -> np.ndarray:
-    """Hashes of all runs of `grams` words of the evaluation texts, sorted uint64; empty without any."""
-    names = sources.expand(reading.evaluation) if reading.evaluation else []
-    return clean.grams((text for name in names for text in sources.documents(name, "replace")), reading.grams)
+def _evaluation_texts(reading: Reading) -> Iterator[str]:
+    for name in sources.expand(reading.evaluation) if reading.evaluation else []:
+        yield from sources.texts(name, "replace")
 
 
 def documents(spool: str, group: Group) -> np.ndarray:
@@ -154,12 +148,11 @@ def documents(spool: str, group: Group) -> np.ndarray:
 
 
 def bands(spool: str, group: Group) -> np.ndarray:
-    """MinHash bands of a group's documents, uint64[d, b]."""
-    raw = paths.read_bytes(paths.join(spool, group.name + ".bands"))
-    return np.frombuffer(raw, "<u8").reshape(-1, clean.BANDS)
+    """MinHash bands of a group's documents, uint64[d, b]; of none, uint64[0, b] of any b."""
+    keys = np.frombuffer(paths.read_bytes(paths.join(spool, group.name + ".bands")), "<u8")
+    return keys.reshape(len(documents(spool, group)), -1) if len(keys) else keys.reshape(0, 1)
 
 
 def working_directory(out: str) -> str:
     """Where an unfinished run keeps its spool and its notes; removed when the manifest stands."""
     return paths.join(out, ".work")
-
