@@ -94,7 +94,7 @@ def prepare(
     return manifest
 
 
-def make_plan(paths: list[Path], settings: shard.Settings, shards: int | None = None) -> Plan:
+def make_plan(paths: list[str], settings: shard.Settings, shards: int | None = None) -> Plan:
     """The first pass: counts documents, draws the border of the held-out ones, cuts the rest into shards.
 
     Raises:
@@ -113,7 +113,7 @@ def make_plan(paths: list[Path], settings: shard.Settings, shards: int | None = 
     if len(distinct) < 4:
         raise UserError(
             f"there are {len(distinct)} different documents, at least 4 are needed (2 of them held out)",
-            str(paths[0]) if len(paths) == 1 else f"{len(paths)} files",
+            paths[0] if len(paths) == 1 else f"{len(paths)} files",
             "give more text, or end documents with a blank line",
         )
     # The border is the hash at which the held-out documents reach their share of the text, two at least.

@@ -52,7 +52,7 @@ class Task:
     total: int
     first: int
     last: int
-    files: tuple[tuple[Path, int], ...]
+    files: tuple[tuple[str, int], ...]
     border: int
 
     @property

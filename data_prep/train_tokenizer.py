@@ -78,7 +78,7 @@ def train(patterns: list[str], directory: str, settings: TokenizerSettings) -> T
     return tokenizer
 
 
-def _sample(paths: list[Path], settings: TokenizerSettings) -> list[str]:
+def _sample(paths: list[str], settings: TokenizerSettings) -> list[str]:
     """The lines to train on: all documents, or those whose hash is low enough for the size wanted."""
 
     def read() -> Iterator[str]:
