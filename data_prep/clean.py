@@ -11,7 +11,7 @@ import functools
 import importlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,8 +64,9 @@ class Cleaning:
         if self.minimum < 0 or self.maximum < 0 or 0 < self.maximum < self.minimum:
             what = f"documents of {self.minimum} to {self.maximum} characters do not exist"
             raise UserError(what, remedy="give a maximum that is 0 (none) or not below the minimum")
-        if self.grams < 1:
-            raise UserError(f"{self.grams} words in a row cannot be compared", remedy="give 1 or more, as 13")
+        if not 1 <= self.grams <= _MOST_GRAMS:
+            what = f"{self.grams} words in a row cannot be compared"
+            raise UserError(what, remedy=f"give 1 to {_MOST_GRAMS}, as 13")
 
 
 class Cleaner:
@@ -168,7 +169,7 @@ def signature(text: str) -> np.ndarray:
     rensa = library("rensa", "rensa", "sources", "near copies")
     shingles = _grams(_words(text), _SHINGLE, shorter=True)
     if not len(shingles):  # no word at all: signs only
-        shingles = _hashes(_points(text), np.zeros(1, np.int64), np.full(1, len(text)))
+        shingles = _grams(_points(text[:_PIECE]), len(text[:_PIECE]))
     ends = np.array([0, len(shingles)], np.uint64)
     made = rensa.RMinHash.digest_matrix_from_flat_token_hashes(shingles, ends, _BANDS * _SLOTS, _SEED)
     slots = np.array(made.to_rows()[0], np.uint64).reshape(_BANDS, _SLOTS)
@@ -234,6 +235,8 @@ def overlaps(text: str, grams: np.ndarray, n: int) -> bool:
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse
 _INVERSE = np.uint64(pow(int(_ODD), -1, 1 << 64))
+_PIECE = 1 << 18  # characters or words hashed at a time
+_MOST_GRAMS = 1000
 _ALONE = (  # code points of scripts without blanks: Thai to Tibetan, Myanmar, Khmer, Japanese, Chinese
     (0x0E00, 0x0FFF),
     (0x1000, 0x109F),
@@ -260,36 +263,55 @@ def _classes() -> np.ndarray:
     return kinds
 
 
-@functools.lru_cache(maxsize=4)
-def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The powers 0 to size - 1 of _ODD and of its inverse, uint64."""
-    steps = np.full((2, size), ((_ODD,), (_INVERSE,)), np.uint64)
+@functools.cache
+def _powers() -> tuple[np.ndarray, np.ndarray]:
+    """The powers 0 to _PIECE - 1 of _ODD and of its inverse, uint64; products wrap around, as they should."""
+    steps = np.full((2, _PIECE), ((_ODD,), (_INVERSE,)), np.uint64)
     steps[:, 0] = 1
-    return tuple(np.cumprod(steps, axis=1, dtype=np.uint64))  # wraps around, as it should
+    power, inverse = np.cumprod(steps, axis=1, dtype=np.uint64)
+    return power, inverse
 
 
 def _hashes(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """uint64 of each stretch values[start:end]: equal for equal values wherever they stand."""
-    power, inverse = _powers(1 << max(10, len(values).bit_length()))
+    """uint64 of each stretch of at most _PIECE values: equal for equal values wherever they stand."""
+    power, inverse = _powers()
     sums = np.zeros(len(values) + 1, np.uint64)
     np.cumsum((values.astype(np.uint64) + np.uint64(1)) * power[: len(values)], out=sums[1:])
     return mix((sums[ends] - sums[starts]) * inverse[starts])
 
 
+def _pieces(text: str) -> Iterator[str]:
+    """A long text in pieces that end at a blank, so that memory is bounded and no word is cut that has an end."""
+    at = 0
+    while at < len(text):
+        end = at + _PIECE // 4  # lower-casing and composing can lengthen a text, threefold at most
+        if end < len(text):
+            end = max(text.rfind(" ", at, end), text.rfind("\n", at, end)) + 1 or end
+        yield text[at:end]
+        at = end
+
+
 def _words(text: str) -> np.ndarray:
     """A hash of each word in order, uint64."""
-    points = _points(text.lower())
-    kinds = _classes()[points]
-    before = np.concatenate([np.zeros(1, np.uint8), kinds[:-1]])
-    after = np.concatenate([kinds[1:], np.zeros(1, np.uint8)])
-    starts = np.flatnonzero((kinds == 2) | ((kinds == 1) & (before != 1)))
-    ends = np.flatnonzero((kinds == 2) | ((kinds == 1) & (after != 1))) + 1
-    return _hashes(points, starts, ends)
+    made = [np.zeros(0, np.uint64)]
+    for piece in _pieces(text):
+        points = _points(unicodedata.normalize("NFC", piece.lower()))
+        kinds = _classes()[points]
+        inside = np.concatenate([[False], kinds == 1, [False]])
+        alone = kinds == 2
+        starts = np.flatnonzero(alone | (inside[1:-1] & ~inside[:-2]))
+        ends = np.flatnonzero(alone | (inside[1:-1] & ~inside[2:])) + 1
+        made.append(_hashes(points, starts, ends))
+    return np.concatenate(made)
 
 
 def _grams(words: np.ndarray, n: int, shorter: bool = False) -> np.ndarray:
     """A hash of each `n` words in a row, uint64; of fewer words none, or all of them as one if `shorter`."""
     if shorter and 0 < len(words) < n:
         n = len(words)
-    starts = np.arange(max(0, len(words) - n + 1))
-    return _hashes(words, starts, starts + n)
+    made, step = [np.zeros(0, np.uint64)], _PIECE - n + 1
+    for at in range(0, len(words) - n + 1, step):
+        piece = words[at : at + _PIECE]
+        starts = np.arange(len(piece) - n + 1)
+        made.append(_hashes(piece, starts, starts + n))
+    return np.concatenate(made)

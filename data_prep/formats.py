@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from bert_jax.errors import UserError
 from data_prep import paths
 
-BLOCK = 1 << 20
+BLOCK = 1 << 18  # fits the processor's cache through all steps
 PACKED = (".gz", ".zst", ".bz2")
 KINDS = {
     ".txt": "text",
