@@ -94,8 +94,7 @@ def make(task: Task, settings: Settings, tokenizer: Tokenizer, directory: Path, 
             "give more documents, or fewer shards with --shards",
         )
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(_shard_key(settings, task))))
-    instances = layouts.pair(corpus, settings.length, settings.short, settings.duplicates, rng)
-    instances, truncated = layouts.truncate(instances, settings.length, rng)
+    instances, truncated = layouts.arrange("pair", corpus, settings.length, settings.short, settings.duplicates, rng)
     instances = instances.take(rng.permutation(len(instances)))
     counts = {
         "documents": len(corpus.numbers),
