@@ -8,7 +8,7 @@ reached: a row is corrupted alike alone and in any block, on any number of worke
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -78,23 +78,25 @@ def units_of(ids: np.ndarray, word_start: np.ndarray | None, special: Special, u
         unit: "token" or "word".
 
     Returns:
-        int32[n,T] in 0..T-1, and -1 where the token may never be chosen.
+        int16[n,T] (int32 where T is above 32,767): the place of the unit's first token, and -1 where the token
+        may never be chosen.
 
     Raises:
         ValueError: "word" without word starts.
     """
     barred = _is_special(ids, special)
+    places = np.arange(ids.shape[1], dtype=np.int16 if ids.shape[1] <= 32_767 else np.int32)
     if unit == "token":
-        units = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
-    else:
-        if word_start is None:
-            raise ValueError("whole words need word starts")
-        # A segment may begin in the middle of a word: what follows a special token begins a unit.
-        begins = word_start | barred
-        begins[:, 1:] |= barred[:, :-1]
-        begins[:, 0] = True
-        units = np.cumsum(begins, axis=1, dtype=np.int32) - 1
-    return np.where(barred, np.int32(-1), units).astype(np.int32)
+        return np.where(barred, places.dtype.type(-1), places)
+    if word_start is None:
+        raise ValueError("whole words need word starts")
+    # A segment may begin in the middle of a word: what follows a special token begins a unit.
+    begins = word_start | barred
+    begins[:, 1:] |= barred[:, :-1]
+    begins[:, 0] = True
+    units = np.maximum.accumulate(begins * places, axis=1)
+    units[barred] = -1
+    return units
 
 
 def corrupt(
@@ -114,8 +116,8 @@ def corrupt(
     not special tokens (it may be the original).
 
     Args:
-        ids: int32[n,T], original ids.
-        units: int32[n,T] from `units_of`.
+        ids: int32[n,T], original ids; T is at most 65,536.
+        units: int[n,T] from `units_of` with the rule's unit.
         special: the mask id, and what is never drawn.
         vocab_size: V.
         rule: see `Rule`.
@@ -124,39 +126,142 @@ def corrupt(
     Returns:
         Corrupted; the arguments are left as they are.
     """
-    n, length = ids.shape
-    eligible = units >= 0
-    sizes = np.bincount(
-        (units + np.arange(n, dtype=np.int64)[:, None] * length)[eligible], minlength=n * length
-    ).reshape(n, length)
-    counts = eligible.sum(1)
-    wanted = np.floor(rule.rate * counts + uniform(keys, 0)).astype(np.int32)
-    wanted = np.where(counts > 0, np.maximum(wanted, 1), 0).astype(np.int32)
-    fitted = np.minimum(wanted, rule.cap).astype(np.int32)
+    n = len(ids)
+    done = Corrupted(
+        np.array(ids, np.int32, order="C"),
+        np.zeros((n, rule.cap), np.int32),
+        np.zeros((n, rule.cap), np.int32),
+        np.zeros((n, rule.cap), np.float32),
+        np.zeros(n, np.int32),
+        np.zeros(n, np.int32),
+    )
+    ordinary = np.delete(np.arange(vocab_size, dtype=np.int32), special_ids(special))
+    for first in range(0, n, _BLOCK):
+        rows = slice(first, first + _BLOCK)
+        eligible = units[rows] >= 0
+        counts = np.count_nonzero(eligible, axis=1)
+        wanted = np.maximum(np.floor(rule.rate * counts + uniform(keys[rows], 0)), counts > 0).astype(np.int32)
+        fitted = np.minimum(wanted, rule.cap)
+        if rule.unit == "token":
+            positions = _choose_tokens(eligible, fitted, rule.cap, keys[rows])
+        else:
+            positions = _choose_units(units[rows], eligible, fitted, rule.cap, keys[rows])
+        done.wanted[rows], done.fitted[rows] = wanted, fitted
+        _replace(positions, ordinary, special, rule, keys[rows], _views(done, rows))
+    return done
 
-    # counters of a row's stream: 0 above, then T for the order of units, T for the dice, T for the
-    # replacements
-    places = uniform(keys[:, None], 1 + np.arange(length))
-    places[sizes == 0] = 2.0
-    chosen = np.take_along_axis(_choose(places, sizes, fitted), np.maximum(units, 0), axis=1) & eligible
 
-    rows, columns = np.nonzero(chosen)
-    taken = chosen.sum(1)
-    slots = np.arange(len(rows)) - np.repeat(np.cumsum(taken) - taken, taken)
-    positions = np.zeros((n, rule.cap), np.int32)
-    labels = np.zeros((n, rule.cap), np.int32)
-    weights = np.zeros((n, rule.cap), np.float32)
-    positions[rows, slots] = columns
-    labels[rows, slots] = ids[rows, columns]
-    weights[rows, slots] = 1.0
+_BLOCK = 512  # rows whose arrays fit into a core's cache; each row's result is its own, so this changes no byte
 
-    dice = uniform(keys[rows], 1 + length + columns)
-    ordinary = np.setdiff1d(np.arange(vocab_size, dtype=np.int32), special_ids(special))
-    drawn = ordinary[(uniform(keys[rows], 1 + 2 * length + columns) * len(ordinary)).astype(np.int64)]
-    replaced = np.where(dice < rule.mask_share + rule.random_share, drawn, ids[rows, columns])
-    out = ids.copy()
-    out[rows, columns] = np.where(dice < rule.mask_share, np.int32(special.mask), replaced)
-    return Corrupted(out, positions, labels, weights, wanted, fitted)
+
+def _views(done: Corrupted, rows: slice) -> Corrupted:
+    return Corrupted(*(getattr(done, field.name)[rows] for field in fields(done)))
+
+
+def _choose_tokens(eligible: np.ndarray, fitted: np.ndarray, cap: int, keys: np.ndarray) -> np.ndarray:
+    """Places of `fitted` random eligible tokens a row, ascending, T in unused slots: int32[n,P]."""
+    n, length = eligible.shape
+    order = _order(keys, length)
+    order[~eligible] = _LAST
+    slots = min(cap, length)
+    if slots < length:
+        order.partition(slots - 1, axis=1)
+    drawn = order[:, :slots].copy()
+    drawn.sort(axis=1)
+    places = (drawn & _place_mask(length)).astype(np.int32)
+    places[np.arange(slots) >= fitted[:, None]] = length
+    places.sort(axis=1)
+    return places if slots == cap else np.pad(places, ((0, 0), (0, cap - slots)), constant_values=length)
+
+
+def _choose_units(
+    units: np.ndarray, eligible: np.ndarray, fitted: np.ndarray, cap: int, keys: np.ndarray
+) -> np.ndarray:
+    """Like `_choose_tokens`, by units: taken in random order, each one passed over that no longer fits."""
+    n, length = units.shape
+    flat = units + np.arange(n, dtype=np.int64)[:, None] * length
+    sizes = np.bincount(flat[eligible], minlength=n * length).reshape(n, length)
+    order = _order(keys, length)
+    order[sizes == 0] |= ~_place_mask(length)  # last, and harmless when taken: no token has such a unit
+    # Nearly every row has what it needs after a few more units than it has slots; the others go on to the end.
+    taken = np.zeros((n, length), bool)
+    slots = min(2 * cap, length)
+    first = order if slots == length else np.partition(order, slots - 1, axis=1)[:, :slots]
+    left = _take(np.sort(first, axis=1), sizes, fitted, taken)
+    unfilled = np.flatnonzero(left)
+    if len(unfilled) and slots < length:
+        again = np.zeros((len(unfilled), length), bool)
+        _take(np.sort(order[unfilled], axis=1), sizes[unfilled], fitted[unfilled], again)
+        taken[unfilled] = again
+    rows, columns = np.nonzero(taken.ravel()[np.where(eligible, flat, 0)] & eligible)
+    count = np.bincount(rows, minlength=n)
+    places = np.full((n, cap), length, np.int32)
+    places[rows, np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)] = columns
+    return places
+
+
+def _take(order: np.ndarray, sizes: np.ndarray, fitted: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """Marks in `taken` bool[n,T] the units of the sorted `order` that fit; returns what is left to take, int[n]."""
+    place = (order & _place_mask(sizes.shape[1])).astype(np.int64)
+    # one column of the order after the other, so each is laid out in one piece
+    size = np.take_along_axis(sizes, place, axis=1).T.copy()
+    fits = np.zeros(size.shape, bool)
+    left = fitted.astype(np.int64)
+    for column, tokens in enumerate(size):
+        np.less_equal(tokens, left, out=fits[column])
+        left -= tokens * fits[column]
+        if not left.any():
+            break
+    np.put_along_axis(taken, place, fits.T, axis=1)
+    return left
+
+
+def _order(keys: np.ndarray, length: int) -> np.ndarray:
+    """Random numbers with their column in the lowest bits, uint32[n,T]: sorted, they are a random order.
+
+    Two are equal above the column's bits once in 2^(32 - bits) cases, and then the lower column comes first. It
+    matters only where the choice ends between the two: at T = 512 less than once in ten million rows and places.
+    """
+    words = mix(keys[:, None] + np.arange(2, 2 + (length + 1) // 2, dtype=np.uint64) * _GOLDEN)
+    order = words.astype("<u8", copy=False).view("<u4")[:, :length]  # the lower half first on every machine
+    mask = _place_mask(length)
+    order &= ~mask
+    order |= np.arange(length, dtype=np.uint32)
+    return order
+
+
+_LAST = np.uint32(0xFFFFFFFF)
+
+
+def _place_mask(length: int) -> np.uint32:
+    return np.uint32((1 << (length - 1).bit_length()) - 1)
+
+
+def _replace(
+    positions: np.ndarray,
+    ordinary: np.ndarray,
+    special: Special,
+    rule: Rule,
+    keys: np.ndarray,
+    done: Corrupted,
+) -> None:
+    """Writes labels and replacements of int32[n,P] chosen positions (T: none) into `done`, which has the ids."""
+    n, length = done.ids.shape
+    used = positions < length
+    done.weights[:] = used
+    done.positions[:] = np.where(used, positions, 0)
+    flat = (positions + np.arange(0, n * length, length)[:, None])[used]
+    labels = done.ids.ravel()[flat]
+    done.labels[used] = labels
+    # one word a token: the die from its upper half, the replacement from its lower one
+    words = mix(keys[:, None] + (positions + (length + 3)).astype(np.uint64) * _GOLDEN)[used]
+    dice = (words >> _HALF) * 2.0**-32
+    drawn = ordinary[((words & _LOW) * np.uint64(len(ordinary))) >> _HALF]
+    now = np.where(dice < rule.mask_share + rule.random_share, drawn, labels)
+    done.ids.ravel()[flat] = np.where(dice < rule.mask_share, np.int32(special.mask), now)
+
+
+_HALF, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 
 
 def row_keys(key: tuple[int, ...], *rows: np.ndarray) -> np.ndarray:
@@ -198,22 +303,3 @@ def _is_special(ids: np.ndarray, special: Special) -> np.ndarray:
     for number in special_ids(special):
         barred |= ids == number
     return barred
-
-
-def _choose(keys: np.ndarray, sizes: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Units taken greedily in the order of their keys, never beyond `target` tokens of a row: bool[n,T]."""
-    n, length = keys.shape
-    order = np.argsort(keys, axis=1)
-    ordered = np.asfortranarray(np.take_along_axis(sizes, order, axis=1))
-    taken = np.zeros((n, length), bool, order="F")
-    left = target.astype(np.int64)
-    for column in range(length):
-        size = ordered[:, column]
-        fits = (size > 0) & (size <= left)
-        taken[:, column] = fits
-        left = left - size * fits
-        if not left.any():
-            break
-    chosen = np.zeros((n, length), bool)
-    np.put_along_axis(chosen, order, taken, axis=1)
-    return chosen

@@ -13,6 +13,9 @@ from bert_jax.text.tokenizer import Special
 SCHEMA = 1
 NAME = "manifest.json"
 
+# How many labels the relation of a row's two segments has, by layout (data_prep/layouts.py); 0: one segment.
+RELATIONS = {"pair": 2, "order": 2, "three": 3, "full": 0, "document": 0}
+
 
 @dataclass(frozen=True)
 class ShardInfo:

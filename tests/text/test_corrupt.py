@@ -99,7 +99,7 @@ def test_a_word_is_chosen_whole_or_not_at_all():
 def test_a_segment_that_begins_within_a_word_does_not_join_what_is_before():
     ids = np.array([[101, 5, 6, 102, 7, 8, 102, 0]], np.int32)
     starts = np.array([[0, 0, 0, 0, 0, 1, 0, 0]], bool)
-    np.testing.assert_array_equal(units_of(ids, starts, SPECIAL, "word"), [[-1, 1, 1, -1, 3, 4, -1, -1]])
+    np.testing.assert_array_equal(units_of(ids, starts, SPECIAL, "word"), [[-1, 1, 1, -1, 4, 5, -1, -1]])
     np.testing.assert_array_equal(units_of(ids, None, SPECIAL, "token"), [[-1, 1, 2, -1, 4, 5, -1, -1]])
 
 
