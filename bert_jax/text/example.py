@@ -14,13 +14,15 @@ Wire format: https://protobuf.dev/programming-guides/encoding ; messages:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
 import numpy as np
 
-from bert_jax.text.features import NAMES, Records, RecordSpec
+from bert_jax.text.features import NAMES, OURS, Records, RecordSpec
 
 _KINDS = {name: 3 for name in NAMES} | {"masked_lm_weights": 2, "word_starts": 1}
-# A ragged column: bytes uint8[n,w] and which of them exist bool[n,w].
-Column = tuple[np.ndarray, np.ndarray]
 
 
 class BadRecord(ValueError):
@@ -33,140 +35,260 @@ class BadRecord(ValueError):
 
 # ------------------------------------------------------------------------------------------------------------
 # Writing
+#
+# A record is cut where its varints vary in size: what lies between is as wide in every row, so it is laid out as
+# one byte matrix for all rows and copied row by row; varints are then put byte by byte into the gaps.
 
 
-def encode(records: Records, room: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def encode(
+    records: Records, frame: Callable[[int], bytes] = lambda size: b"", after: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """The Examples of a block of records.
 
     Args:
-        records: arrays by feature name; all with n rows; `word_starts` bool[n,T], the rest numbers.
-        room: bytes left free before each Example and 4 after it where room is not 0 (for the framing).
+        records: arrays by feature name; all with n rows; `word_starts` bool[n,T], the rest numbers. About a
+            thousand rows of 128 tokens at once, fewer of longer ones, stay in the processor's cache.
+        frame: what stands before an Example of the given size.
+        after: bytes left free behind each Example.
 
     Returns:
-        The concatenated bytes uint8[m], and the length of each Example (without room) int64[n].
+        The concatenated bytes uint8[m], and the length of each Example (alone) int64[n].
     """
     n = len(records["input_ids"])
-    columns: list[Column] = []
+    if n == 0:
+        return np.zeros(0, np.uint8), np.zeros(0, np.int64)
+    segments = _segments(records, n)
+    size = np.zeros(n, np.int64)
+    for segment in segments:
+        size += segment.size
+        if segment.varints is not None:
+            size += segment.varints.size
+    heads, head_size = rows_by_size(size, lambda each: _beginning(frame, each))
+    whole = head_size + size + after
+    ends = np.cumsum(whole)
+    total = int(ends[-1])
+    # Rows of bytes may be wider than what they say: the rest is overwritten by what follows, or lies in the spare.
+    spare = max([heads.shape[1], *(segment.rows.shape[1] for segment in segments)])
+    out = np.empty(total + spare, np.uint8)
+    at = ends - whole
+    _put_rows(out, at, heads)
+    at += head_size
+    gaps = []
+    for segment in segments:
+        _put_rows(out, at, segment.rows)
+        at += segment.size
+        if segment.varints is not None:
+            gaps.append((at.copy(), segment.varints))
+            at += segment.varints.size
+    for at, varints in gaps:
+        _put_varints(out, at, varints)
+    return out[:total], whole - after - len(frame(0))
+
+
+@dataclass(frozen=True)
+class _Varints:
+    values: np.ndarray  # unsigned[n,k]
+    lengths: np.ndarray  # uint8[n,k], bytes of each
+    width: int  # the largest of lengths
+    size: np.ndarray  # int64[n], bytes of a row
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Bytes that every row has, and the varints after them. `size` of each row, where some do not fill `rows`."""
+
+    rows: np.ndarray  # uint8[n,w]
+    size: int | np.ndarray
+    varints: _Varints | None
+
+
+def _segments(records: Records, n: int) -> list[_Segment]:
+    segments: list[_Segment] = []
+    pieces: list[np.ndarray] = []  # each [n,w] or, the same for all rows, [w]
+
+    def close(size: np.ndarray | None = None, varints: _Varints | None = None) -> None:
+        edges = np.cumsum([0, *(piece.shape[-1] for piece in pieces)])
+        rows = np.empty((n, int(edges[-1])), np.uint8)
+        for piece, begin, end in zip(pieces, edges[:-1], edges[1:], strict=True):
+            np.copyto(rows[:, begin:end], piece, casting="unsafe")
+        fixed = rows.shape[1] if size is None else rows.shape[1] - pieces[-1].shape[1] + size
+        segments.append(_Segment(rows, fixed, varints))
+        pieces.clear()
+
     for name in sorted(records):
-        columns += _entry(name, records[name], n)
-    columns = _tagged(b"\x0a", columns, n)
-    lengths = _size(columns)
-    if room:
-        columns = [_constant(bytes(room), n), *columns, _constant(bytes(4), n)]
-    matrix = np.concatenate([column for column, _ in columns], axis=1)
-    keep = np.concatenate([exists for _, exists in columns], axis=1)
-    return matrix[keep], lengths
+        values = records[name].reshape(n, -1)
+        kind = _KINDS.get(name, 3)
+        if kind == 1:
+            values = np.packbits(values, axis=1, bitorder="little")
+        elif kind == 2:
+            values = np.ascontiguousarray(values, "<f4").view(np.uint8)
+        else:
+            low, high = int(values.min(initial=0)), int(values.max(initial=0))
+            if low < 0 or high > 127:
+                varints = _varints(values, low, high)
+                head, size = rows_by_size(varints.size, lambda each, name=name: _head(name, each))
+                pieces.append(head)
+                close(size, varints)
+                continue
+        pieces += [np.frombuffer(_head(name, values.shape[1]), np.uint8), values]
+    if pieces:
+        close()
+    return segments
 
 
-def _entry(name: str, values: np.ndarray, n: int) -> list[Column]:
-    """The map entry of one feature as columns."""
-    kind = _KINDS.get(name, 3)
-    if kind == 1:
-        packed = np.packbits(values, axis=1, bitorder="little")
-        payload = (packed, np.ones(packed.shape, bool))
-    elif kind == 2:
-        packed = np.ascontiguousarray(values.reshape(n, -1), "<f4").view(np.uint8).reshape(n, -1)
-        payload = (packed, np.ones(packed.shape, bool))
-    else:
-        payload = _varints(values.reshape(n, -1))
-    listed = _tagged(b"\x0a", [payload], n)
-    feature = _tagged(bytes([kind << 3 | 2]), listed, n)
+@lru_cache(maxsize=8192)
+def _head(name: str, size: int) -> bytes:
+    """The map entry of a feature up to its payload of `size` bytes."""
+    listed = _length(size)
+    feature = bytes([_KINDS.get(name, 3) << 3 | 2]) + _varint_of(len(listed) + size) + listed
     key = name.encode()
-    return _tagged(b"\x0a", [_constant(b"\x0a" + bytes([len(key)]) + key, n), *_tagged(b"\x12", feature, n)], n)
+    entry = b"\x0a" + _varint_of(len(key)) + key + b"\x12" + _varint_of(len(feature) + size) + feature
+    return b"\x0a" + _varint_of(len(entry) + size) + entry
 
 
-def _tagged(tag: bytes, columns: list[Column], n: int) -> list[Column]:
-    """A length-delimited field around columns."""
-    return [_constant(tag, n), _varints(_size(columns)[:, None]), *columns]
+@lru_cache(maxsize=8192)
+def _beginning(frame: Callable[[int], bytes], size: int) -> bytes:
+    """The frame's head and the Example up to the `size` bytes of its Features."""
+    return frame(len(_length(size)) + size) + _length(size)
 
 
-def _size(columns: list[Column]) -> np.ndarray:
-    # A column of which all exists needs no counting: most do.
-    return np.sum([keep.sum(1) for _, keep in columns], axis=0, dtype=np.int64)
+def _length(size: int) -> bytes:
+    """Tag and length of field 1 with `size` bytes."""
+    return b"\x0a" + _varint_of(size)
 
 
-def _constant(text: bytes, n: int) -> Column:
-    row = np.frombuffer(text, np.uint8)
-    return np.broadcast_to(row, (n, len(row))), np.ones((n, len(row)), bool)
+def _varint_of(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
 
 
-def _varints(values: np.ndarray) -> Column:
-    """Integers [n,k] as varints; negative ones take ten bytes, as protobuf's int64 does."""
-    n, k = values.shape
-    top = int(values.max(initial=0))
-    width = 10 if values.min(initial=0) < 0 else max(1, -(-top.bit_length() // 7))
-    rest = (
-        values.astype(np.int64).view(np.uint64) if width == 10 else values.astype(np.uint32 if width < 5 else np.uint64)
-    )
-    column = np.empty((n, k, width), np.uint8)
-    keep = np.ones((n, k, width), bool)
-    for place in range(width):
-        column[:, :, place] = rest & rest.dtype.type(0x7F)
-        rest = rest >> rest.dtype.type(7)
-        more = rest > 0
-        if place + 1 < width:
-            column[:, :, place] |= more.astype(np.uint8) << 7
-            keep[:, :, place + 1] = more
-    return column.reshape(n, -1), keep.reshape(n, -1)
+def rows_by_size(sizes: np.ndarray, make: Callable[[int], bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """`make(size)` for each size, called once for each that differs: sizes are few.
+
+    Args:
+        sizes: int64[n], at least one.
+        make: some bytes for a size.
+
+    Returns:
+        The bytes of each, uint8[n,w] filled up with zeros, and how many they are, int64[n].
+    """
+    least = int(sizes.min())
+    present = np.bincount(sizes - least) > 0
+    made = [make(size) for size in (np.flatnonzero(present) + least).tolist()]
+    width = max(map(len, made))
+    table = np.frombuffer(b"".join(each.ljust(width, b"\0") for each in made), np.uint8).reshape(-1, width)
+    which = (np.cumsum(present) - 1)[sizes - least]
+    return table[which], np.array([len(each) for each in made], np.int64)[which]
+
+
+def _varints(values: np.ndarray, low: int, high: int) -> _Varints:
+    """Integers [n,k] in low..high; negative ones take ten bytes, as protobuf's int64 does."""
+    if low < 0:
+        values, width = values.astype(np.int64).view(np.uint64), 10
+    else:
+        values = values.astype(np.uint16 if high < 2**16 else np.uint32 if high < 2**32 else np.uint64)
+        width = max(1, -(-high.bit_length() // 7))
+    lengths = np.ones(values.shape, np.uint8)
+    for place in range(1, width):
+        lengths += values >= values.dtype.type(1 << 7 * place)
+    return _Varints(values, lengths, width, lengths.sum(1, dtype=np.int64))
+
+
+def _put_rows(out: np.ndarray, at: np.ndarray, rows: np.ndarray) -> None:
+    """Row i to the bytes from at[i] on."""
+    width = rows.shape[1]
+    view = np.lib.stride_tricks.as_strided(out, (len(out) - width + 1, width), (1, 1))
+    view[at] = rows
+
+
+def _put_varints(out: np.ndarray, at: np.ndarray, varints: _Varints) -> None:
+    """The varints of row i from at[i] on.
+
+    All third bytes are put, then all second ones, then all first ones, whether a value has them or not: what a
+    short value puts too far lies where a later value has an earlier byte, which comes after. At the end of a
+    row, where nothing comes after, the place is held within the row.
+    """
+    n, k = varints.values.shape
+    place = np.empty((n, k), np.int64)
+    place[:, 0] = at
+    place[:, 1:] = varints.lengths[:, :-1]
+    np.cumsum(place, axis=1, out=place)
+    tail = place[:, -(varints.width - 1) :].copy() if varints.width > 1 else place[:, k:]
+    for number in reversed(range(varints.width)):
+        byte = (varints.values >> varints.values.dtype.type(7 * number)).astype(np.uint8)
+        if number + 1 < varints.width:
+            byte &= np.uint8(127)
+            byte |= (varints.lengths > number + 1).view(np.uint8) << np.uint8(7)
+        place[:, k - tail.shape[1] :] = np.minimum(tail, (at + varints.size - 1 - number)[:, None])
+        out[number:][place] = byte
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Reading
 
 
-def decode(data: np.ndarray, starts: np.ndarray, ends: np.ndarray, spec: RecordSpec) -> Records:
-    """The features of a block of Examples.
+def decode(examples: Sequence[bytes], spec: RecordSpec) -> Records:
+    """The features of a block of Examples. About a thousand at once are fast.
 
     Args:
-        data: uint8[m], holding the Examples anywhere.
-        starts, ends: int64[n], where each Example lies.
+        examples: n Examples.
         spec: T and P; another number of values is refused.
 
     Returns:
-        Records: the seven features, and those of ours that the first record has.
+        Records: the seven features, and those of ours that any record has; new arrays in each call.
 
     Raises:
         BadRecord: with the row and the offset in the record.
     """
-    buffer = np.concatenate([data, np.zeros(16, np.uint8)])
-    spans, kinds, slow = _spans(buffer, starts, ends)
+    n = len(examples)
+    ends = np.cumsum(np.fromiter(map(len, examples), np.int64, n))
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]]) if n else ends
+    # Zeros behind the last one, so that no window ends beyond the buffer: none is wider than a record and _SPARE.
+    spare = bytes(int((ends - starts).max(initial=0)) + _SPARE)
+    buffer = np.frombuffer(b"".join([*examples, spare]), np.uint8)
+    spans, slow = _spans(buffer, starts, ends)
+    lists = {int(row): _parse_slowly(examples[row], int(row)) for row in np.flatnonzero(slow)}
     records: Records = {}
-    lists: dict[int, dict[str, np.ndarray]] = {}
-    for row in np.flatnonzero(slow):
-        lists[int(row)] = _parse_slowly(buffer[starts[row] : ends[row]].tobytes(), int(row))
-    fast = np.flatnonzero(~slow)
     for name in NAMES:
-        present = np.zeros(len(starts), bool)
-        if name in spans:
-            present[fast] = spans[name][0][fast] >= 0
+        span = spans.get(name) or _Span(n)
+        present = (span.begin >= 0) & ~slow
+        fast = np.flatnonzero(present)
         for row, found in lists.items():
             present[row] = name in found
-        width = _width(name, spec)
         if not present.all():
-            if name not in ("word_starts", "documents", "relation"):
+            if name not in OURS:
                 row = int(np.flatnonzero(~present)[0])
                 raise BadRecord(row, 0, f"there is no feature {name}")
             if not present.any():
                 continue
-        out = np.full((len(starts), width), -1 if name == "documents" else 0, _DTYPES[name])
-        rows = fast[present[fast]]
-        if len(rows):
-            begin, stop = (side[rows] for side in spans[name])
-            wrong = kinds[name][rows] != _KINDS[name]
-            if wrong.any():
-                row = int(rows[np.flatnonzero(wrong)[0]])
-                raise BadRecord(row, int(begin[np.flatnonzero(wrong)[0]] - starts[row]), f"{name} is of another type")
-            out[rows] = _values(buffer, begin, stop, name, width, rows, starts, spec)
+        width = _width(name, spec)
+        out = np.empty((n, width), _DTYPES[name])
+        if not present.all():
+            out[~present] = -1 if name == "documents" else 0
+        wrong = fast[span.kind[fast] != _KINDS[name]]
+        if len(wrong):
+            raise BadRecord(int(wrong[0]), int((span.begin - starts)[wrong[0]]), f"{name} is of another type")
+        step = max(1, _VALUES // max(1, width))
+        for first in range(0, len(fast), step):
+            rows = fast[first : first + step]
+            whole = slice(first, first + step) if len(fast) == n else rows  # a slice is copied to faster
+            out[whole] = _values(buffer, span.begin[rows], span.end[rows], name, width, rows, starts)
         for row, found in lists.items():
             if name in found:
-                out[row] = _slow_values(found[name], name, width, row, spec)
+                out[row] = _slow_values(found[name], name, width, row)
         records[name] = out
-    records["next_sentence_labels"] = records["next_sentence_labels"][:, 0]
-    if "relation" in records:
-        records["relation"] = records["relation"][:, 0]
+    for name in ("next_sentence_labels", "relation"):
+        if name in records:
+            records[name] = records[name][:, 0]
     return records
 
 
+_SPARE = 192  # bytes, more than the head of an entry has
+_VALUES = 1 << 15  # decoded at a time: what belongs to them stays in the processor's cache
 _DTYPES = {name: np.int32 for name in NAMES} | {
     "masked_lm_weights": np.float32,
     "word_starts": np.bool_,
@@ -203,52 +325,131 @@ def _field(buffer: np.ndarray, at: np.ndarray, stop: np.ndarray, tag: int) -> tu
     return begin, end, fine & whole & (end <= stop)
 
 
-def _spans(buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray):
-    """Where the payload of each known feature lies, all records stepping over their map entries together.
+class _Span:
+    """Where the payload of one feature lies in each record (-1: nowhere), and the number of its list's type."""
+
+    def __init__(self, n: int) -> None:
+        self.begin = np.full(n, -1, np.int64)
+        self.end = np.full(n, -1, np.int64)
+        self.kind = np.zeros(n, np.int8)
+
+
+def _spans(buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[dict[str, _Span], np.ndarray]:
+    """Where the payload of each known feature lies.
+
+    All records step over their map entries together. Each round takes the head of one record's next entry
+    and finds it by comparison in all others; what differs waits for a later round. Records that were written
+    by one program need one round an entry, or a few more where sizes differ in their number of bytes.
 
     Returns:
-        spans {name: (begin int64[n], end int64[n])} (-1 where absent), kinds {name: int8[n]}, and bool[n]:
-        the records that are not of the usual form and must be parsed one by one.
+        The spans by name, and bool[n]: records that are not of the usual form and must be parsed one by one.
     """
     n = len(starts)
-    spans: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    kinds: dict[str, np.ndarray] = {}
+    spans: dict[str, _Span] = {}
     cursor, stop, fine = _field(buffer, starts, ends, 0x0A)
     slow = ~fine | (stop != ends)
     rows = np.flatnonzero(~slow & (cursor < stop))
-    while len(rows):
-        begin, end, found = _field(buffer, cursor[rows], stop[rows], 0x0A)
-        slow[rows[~found]] = True
-        rows, begin, end = rows[found], begin[found], end[found]
-        cursor[rows] = end
-        key, value, found = _field(buffer, begin, end, 0x0A)
-        slow[rows[~found]] = True
-        for name in NAMES:
-            here = np.flatnonzero(found & (value - key == len(name)))
-            if not len(here):
-                continue
-            text = np.frombuffer(name.encode(), np.uint8)
-            here = here[(buffer[key[here][:, None] + np.arange(len(text))] == text).all(1)]
-            if not len(here):
-                continue
-            at, who = value[here], rows[here]
-            feature, feature_end, fits = _field(buffer, at, end[here], 0x12)
-            fits &= feature_end == end[here]
-            kind = buffer[np.minimum(feature, len(buffer) - 1)]
-            listed, listed_end, inner = _field(buffer, feature, feature_end, kind)
-            payload, payload_end, packed = _field(buffer, listed, listed_end, 0x0A)
-            fits &= inner & packed & (listed_end == feature_end) & (payload_end == listed_end)
-            slow[who[~fits]] = True
-            if name not in spans:
-                spans[name] = (np.full(n, -1, np.int64), np.full(n, -1, np.int64))
-                kinds[name] = np.zeros(n, np.int8)
-            spans[name][0][who], spans[name][1][who] = payload, payload_end
-            kinds[name][who] = kind >> 3
+    for _ in range(_ROUNDS):
+        if not len(rows):
+            return spans, slow
+        at = cursor[rows]
+        head = _entry_head(buffer, int(at[0]), int(stop[rows[0]]))
+        if head is None:
+            slow[rows[0]] = True
+            rows = rows[1:]
+            continue
+        window = _windows(buffer, at, 8 * len(head.mask))
+        differs = (window.view(np.uint64) & head.mask) != head.bytes
+        same = np.flatnonzero(~differs.any(axis=1))
+        window, at, here = window[same], at[same], rows[same]
+        sizes = [window[:, place].astype(np.int64) & 127 for place, _ in head.sizes]
+        for size, (place, width) in zip(sizes, head.sizes, strict=True):
+            for more in range(1, width):
+                size |= (window[:, place + more].astype(np.int64) & 127) << 7 * more
+        end = at + head.sizes[0][0] + head.sizes[0][1] + sizes[0]
+        odd = (end > stop[here]) | (at + head.length > end)
+        for size, (place, width) in zip(sizes[1:], head.sizes[1:], strict=True):
+            odd |= at + place + width + size != end
+        if head.name is not None:
+            span = spans.setdefault(head.name, _Span(n))
+            span.begin[here], span.end[here], span.kind[here] = at + head.length, end, head.kind
+        cursor[here] = end
+        slow[here[odd]] = True
         rows = rows[~slow[rows] & (cursor[rows] < stop[rows])]
-    return spans, kinds, slow
+    slow[rows] = True
+    return spans, slow
 
 
-def _values(buffer, begin, end, name, width, rows, starts, spec) -> np.ndarray:
+_ROUNDS = 400
+
+
+@dataclass(frozen=True)
+class _EntryHead:
+    """The bytes of a map entry up to its payload; or up to its value, where the name is unknown (None)."""
+
+    name: str | None
+    kind: int
+    length: int
+    sizes: list[tuple[int, int]]  # place and number of bytes of each varint; each says the end of the entry
+    bytes: np.ndarray  # uint64[w]: with zeros where not `mask`
+    mask: np.ndarray  # uint64[w]
+
+
+def _entry_head(buffer: np.ndarray, at: int, stop: int) -> _EntryHead | None:
+    """The head of the map entry at a place; None if its form is unusual."""
+    data = buffer[at : min(at + _SPARE, stop)].tobytes()
+    wanted, mask, sizes = bytearray(), bytearray(), []
+
+    def literal(text: bytes) -> bool:
+        fits = data.startswith(text, len(wanted))
+        wanted.extend(text)
+        mask.extend(b"\xff" * len(text))
+        return fits
+
+    def size() -> bool:
+        place = len(wanted)
+        while (last := data[len(wanted) : len(wanted) + 1]) and last[0] > 127:
+            wanted.append(128)
+            mask.append(128)
+        wanted.append(0)
+        mask.append(128)
+        sizes.append((place, len(wanted) - place))
+        return len(last) == 1 and sizes[-1][1] <= 5
+
+    if not (literal(b"\x0a") and size() and literal(b"\x0a")):
+        return None
+    name_size = data[len(wanted)] if len(wanted) < len(data) else 128
+    key = data[len(wanted) + 1 : len(wanted) + 1 + name_size]
+    if name_size > 127 or len(key) < name_size or not literal(bytes([name_size]) + key):
+        return None
+    name, kind = key.decode("latin-1"), 0
+    if name in NAMES:
+        if not (literal(b"\x12") and size()):
+            return None
+        kind = data[len(wanted)] >> 3 if len(wanted) < len(data) else 0
+        if not (literal(bytes([kind << 3 | 2])) and size() and literal(b"\x0a") and size()):
+            return None
+    length = len(wanted)
+    fill = bytes(-length % 8)
+    return _EntryHead(
+        name if name in NAMES else None,
+        kind,
+        length,
+        sizes,
+        np.frombuffer(bytes(wanted) + fill, np.uint64),
+        np.frombuffer(bytes(mask) + fill, np.uint64),
+    )
+
+
+def _values(
+    buffer: np.ndarray,
+    begin: np.ndarray,
+    end: np.ndarray,
+    name: str,
+    width: int,
+    rows: np.ndarray,
+    starts: np.ndarray,
+) -> np.ndarray:
     """Payloads to values, all rows together: [len(rows), width]."""
     sizes = end - begin
 
@@ -267,31 +468,61 @@ def _values(buffer, begin, end, name, width, rows, starts, spec) -> np.ndarray:
     # Usually one byte a value (masks, segments): the payload is the list.
     if (sizes == width).all():
         raw = _windows(buffer, begin, width)
-        if (raw < 128).all():
+        if raw.max(initial=0) < 128:
             return raw
-    widest = int(sizes.max(initial=0))
+    widest = int(sizes.max())
     if widest == 0:
         raise wrong(sizes != width, f"{name} is empty, {width} values are expected")
-    flat = _windows(buffer, begin, widest)[np.arange(widest) < sizes[:, None]]
-    last = np.flatnonzero(flat < 128)
-    edges = np.cumsum(sizes)
-    counted = np.searchsorted(last, edges - 1, side="right")
-    counts = np.diff(counted, prepend=0)
-    unfinished = (sizes > 0) & (flat[np.maximum(edges - 1, 0)] >= 128)
-    if unfinished.any() or (counts != width).any():
-        bad = unfinished | (counts != width)
-        found = int(counts[np.flatnonzero(bad)[0]])
-        raise wrong(bad, f"{name} has {found} values where {width} are expected")
-    first = np.concatenate([[0], last[:-1] + 1])
-    spread = last - first + 1
-    if spread.max() > 10:
-        raise wrong(np.ones(len(rows), bool), f"{name} holds a varint of more than ten bytes")
-    value = np.zeros(len(first), np.uint64)
-    padded = np.concatenate([flat, np.zeros(10, np.uint8)])
-    for place in range(int(spread.max())):
-        byte = (padded[first + place] & 0x7F).astype(np.uint64) << np.uint64(7 * place)
-        value |= np.where(place < spread, byte, np.uint64(0))
-    return _narrow(value.view(np.int64), name).reshape(-1, width)
+    raw = _windows(buffer, begin, widest + _LONGEST)
+    finishing = (raw < 128) & (np.arange(widest + _LONGEST, dtype=np.int32) < sizes.astype(np.int32)[:, None])
+    last = np.flatnonzero(finishing)
+    bases = np.arange(len(rows)) * raw.shape[1]
+    # Each row has `width` values if all together have so many and the last one of each ends where the row does.
+    if len(last) != len(rows) * width or (last[width - 1 :: width] != bases + sizes - 1).any():
+        counts = finishing.sum(1)
+        bad = (counts != width) | (sizes == 0) | ~finishing[np.arange(len(rows)), np.maximum(sizes - 1, 0)]
+        raise wrong(bad, f"{name} has {int(counts[bad][0])} values where {width} are expected")
+    last = last.reshape(-1, width)
+    first = np.empty_like(last)
+    first[:, 0] = bases
+    np.add(last[:, :-1], 1, out=first[:, 1:])
+    value = _short_varints(raw.reshape(-1), first)
+    if value is not None:
+        return value
+    longest = (last - first).max(axis=1) + 1
+    if longest.max() > _LONGEST:
+        raise wrong(longest > _LONGEST, f"{name} holds a varint of more than ten bytes")
+    return _narrow(_long_varints(raw.reshape(-1), first, last - first, int(longest.max())), name)
+
+
+_LONGEST = 10  # bytes of a varint
+
+
+def _short_varints(data: np.ndarray, first: np.ndarray) -> np.ndarray | None:
+    """The varints that begin at these places of uint8[m]; None if one has more than three bytes.
+
+    _LONGEST bytes must follow the last place.
+    """
+    byte = data[first]
+    value = (byte & np.uint8(127)).astype(np.uint16)
+    byte = data[1:][first] & np.negative(byte >> np.uint8(7))  # 0 where the value has ended
+    value |= (byte & np.uint8(127)).astype(np.uint16) << np.uint16(7)
+    more = byte >> np.uint8(7)
+    if not more.any():
+        return value
+    byte = data[2:][first] & np.negative(more)
+    if byte.max() > 127:
+        return None
+    return value | byte.astype(np.int32) << np.int32(14)
+
+
+def _long_varints(data: np.ndarray, first: np.ndarray, further: np.ndarray, longest: int) -> np.ndarray:
+    """The same for any, with `further` bytes after the first and `longest` in all at most: int64."""
+    value = np.zeros(first.shape, np.uint64)
+    for place in range(longest):
+        byte = (data[place:][first] & np.uint8(127)).astype(np.uint64) << np.uint64(7 * place)
+        value |= np.where(place <= further, byte, np.uint64(0))
+    return value.view(np.int64)
 
 
 def _narrow(value: np.ndarray, name: str) -> np.ndarray:
@@ -301,8 +532,6 @@ def _narrow(value: np.ndarray, name: str) -> np.ndarray:
 
 def _windows(buffer: np.ndarray, begin: np.ndarray, width: int) -> np.ndarray:
     """Copies `width` bytes at each place: uint8[n,width]."""
-    if len(buffer) < int(begin.max(initial=0)) + width:
-        buffer = np.concatenate([buffer, np.zeros(width, np.uint8)])
     view = np.lib.stride_tricks.as_strided(buffer, (len(buffer) - width + 1, width), (1, 1), writeable=False)
     return view[begin]  # indexing copies the rows asked for; np.take would first copy the whole view
 
@@ -398,7 +627,7 @@ def _varint(data: bytes, at: int, stop: int, row: int) -> tuple[int, int]:
     raise BadRecord(row, at, "a varint of more than ten bytes")
 
 
-def _slow_values(found: tuple[int, list], name: str, width: int, row: int, spec: RecordSpec) -> np.ndarray:
+def _slow_values(found: tuple[int, list], name: str, width: int, row: int) -> np.ndarray:
     kind, values = found
     if kind != _KINDS[name]:
         raise BadRecord(row, 0, f"{name} is of another type")

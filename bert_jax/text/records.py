@@ -17,9 +17,9 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import google_crc32c
@@ -32,6 +32,7 @@ from bert_jax.text.features import Records, RecordSpec
 _MAGIC = b"BERTIDX1"
 _FRAME = 12  # bytes before an Example; 4 follow it
 _BLOCK = 2048  # records decoded at a time when a shard is indexed
+_VALUES = 1 << 16  # tokens encoded at a time: what belongs to them stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,13 @@ def write_shard(path: str | os.PathLike, batches: Iterable[Records], spec: Recor
                 sizes = (batch["input_ids"].shape[1], batch["masked_lm_ids"].shape[1])
                 if sizes != (spec.length, spec.predictions):
                     raise ValueError(f"a block of sizes {sizes} for a shard of {spec}")
-                block, size = _frames(batch)
-                file.write(block)
-                digest.update(block)
-                offset += len(block)
-                lengths.append(size)
+                rows = max(1, _VALUES // spec.length)
+                for first in range(0, len(batch["input_ids"]), rows):
+                    block, size = _frames({name: values[first : first + rows] for name, values in batch.items()})
+                    file.write(block)
+                    digest.update(block)
+                    offset += len(block)
+                    lengths.append(size)
                 tokens.append(batch["input_mask"].sum(1).astype(np.uint32))
         index = _Index(offset, np.concatenate(lengths), np.concatenate(tokens))
         index.write(_beside(path))
@@ -80,22 +83,23 @@ def write_shard(path: str | os.PathLike, batches: Iterable[Records], spec: Recor
     return ShardSummary(len(index.lengths), offset, digest.hexdigest(), int(index.tokens.sum()))
 
 
-def _frames(batch: Records) -> tuple[bytes, np.ndarray]:
-    """A block of records as bytes, and the length of each Example."""
-    block, lengths = example.encode(batch, room=_FRAME)
+def _frames(batch: Records) -> tuple[np.ndarray, np.ndarray]:
+    """A block of records as bytes uint8[m], and the length of each Example."""
+    block, lengths = example.encode(batch, _head, after=4)
     ends = np.cumsum(lengths + _FRAME + 4)
-    starts = ends - lengths - _FRAME - 4
-    raw = block.tobytes()
-    crc = google_crc32c.value
-    sums = np.array(
-        [crc(raw[s + _FRAME : e - 4]) for s, e in zip(starts.tolist(), ends.tolist(), strict=True)], np.uint64
-    )
-    heads = {size: struct.pack("<QI", size, _mask(crc(struct.pack("<Q", size)))) for size in set(lengths.tolist())}
-    block[starts[:, None] + np.arange(_FRAME)] = np.frombuffer(
-        b"".join(heads[size] for size in lengths.tolist()), np.uint8
-    ).reshape(-1, _FRAME)
-    block[ends[:, None] + np.arange(-4, 0)] = _masked(sums).astype("<u4").view(np.uint8).reshape(-1, 4)
-    return block.tobytes(), lengths
+    starts = ends - lengths - 4
+    raw, crc = block.tobytes(), google_crc32c.value  # which takes bytes only
+    sums = [crc(raw[start:end]) for start, end in zip(starts.tolist(), (ends - 4).tolist(), strict=True)]
+    stored = _masked(np.array(sums, np.uint64)).astype("<u4").view(np.uint8).reshape(-1, 4)
+    block[(ends - 4)[:, None] + np.arange(4)] = stored
+    return block, lengths
+
+
+@lru_cache(maxsize=8192)
+def _head(size: int) -> bytes:
+    """What stands before an Example of this size."""
+    length = struct.pack("<Q", size)
+    return length + struct.pack("<I", _mask(google_crc32c.value(length)))
 
 
 def _mask(crc: int) -> int:
@@ -293,9 +297,9 @@ class Shard:
         if self.num_records == 0:
             return RecordSpec(0, 0)
         try:
-            return example.sizes_of(self._examples(np.array([0]))[0])
+            return example.sizes_of(self.examples(np.array([0]))[0])
         except example.BadRecord as error:
-            raise _damage(self.path, 0, _FRAME + error.offset, error.what) from None
+            raise self.damage(0, error) from None
 
     def read(self, numbers: np.ndarray) -> Records:
         """The records with these numbers, in this order, checksums compared. A thousand at a time is fast.
@@ -310,28 +314,60 @@ class Shard:
             IndexError: no such record.
             UserError: a damaged record; names shard, record and offset.
         """
-        numbers = np.asarray(numbers, np.int64)
-        if len(numbers) and (numbers.min() < 0 or numbers.max() >= self.num_records):
-            raise IndexError(f"{self.path} has {self.num_records} records; asked for {numbers.min()}..{numbers.max()}")
-        pieces = self._examples(numbers)
-        ends = np.cumsum([0, *map(len, pieces)])
-        try:
-            return example.decode(np.frombuffer(b"".join(pieces), np.uint8), ends[:-1], ends[1:], self.spec)
-        except example.BadRecord as error:
-            record = int(numbers[error.row])
-            offset = int(self._index.offsets[record]) + _FRAME + error.offset
-            raise _damage(self.path, record, offset, error.what) from None
+        return read_together([self], np.zeros(len(numbers), np.int64), numbers)
 
-    def _examples(self, numbers: np.ndarray) -> list[bytes]:
+    def examples(self, numbers: np.ndarray) -> list[bytes]:
+        """The bytes of the Examples with these numbers, checksums compared.
+
+        Raises:
+            IndexError: no such record.
+            UserError: a checksum does not hold; names shard, record and offset.
+        """
+        numbers = np.asarray(numbers, np.int64)
         if not len(numbers):
             return []
-        crc, data = google_crc32c.value, self._data
+        if numbers.min() < 0 or numbers.max() >= self.num_records:
+            raise IndexError(f"{self.path} has {self.num_records} records; asked for {numbers.min()}..{numbers.max()}")
+        data, crc = self._data, google_crc32c.value
         starts = self._index.offsets[numbers]
         ends = starts + _FRAME + self._index.lengths[numbers]
-        pieces = [data[s + _FRAME : e] for s, e in zip(starts.tolist(), ends.tolist(), strict=True)]
-        stored = np.frombuffer(b"".join(data[e : e + 4] for e in ends.tolist()), "<u4")
-        wrong = np.flatnonzero(_masked(np.array([crc(piece) for piece in pieces], np.uint64)) != stored)
+        pieces = [data[s:e] for s, e in zip((starts + _FRAME).tolist(), ends.tolist(), strict=True)]
+        sums = _masked(np.fromiter(map(crc, pieces), np.uint64, len(pieces)))
+        stored = np.frombuffer(b"".join([data[e : e + 4] for e in ends.tolist()]), "<u4")
+        wrong = np.flatnonzero(sums != stored)
         if len(wrong):
             record = int(numbers[wrong[0]])
             raise _damage(self.path, record, int(starts[wrong[0]]), "the checksum of the record does not hold")
         return pieces
+
+    def damage(self, record: int, error: example.BadRecord) -> UserError:
+        """What to tell of a record that cannot be decoded."""
+        return _damage(self.path, record, int(self._index.offsets[record]) + _FRAME + error.offset, error.what)
+
+
+def read_together(shards: Sequence[Shard], places: np.ndarray, numbers: np.ndarray) -> Records:
+    """Records of several shards, decoded as one block: a few of each are as fast as many of one.
+
+    Args:
+        shards: all of the same T and P.
+        places: int[n], which of the shards.
+        numbers: int[n], which of its records; may repeat.
+
+    Returns:
+        Records as in features.py, in this order, in new arrays; those of our own features that any of them has.
+
+    Raises:
+        IndexError: no such record.
+        UserError: a damaged record; names shard, record and offset.
+    """
+    places, numbers = np.asarray(places, np.int64), np.asarray(numbers, np.int64)
+    examples: list[bytes] = [b""] * len(numbers)
+    for place in np.unique(places).tolist():
+        rows = np.flatnonzero(places == place)
+        for row, piece in zip(rows.tolist(), shards[place].examples(numbers[rows]), strict=True):
+            examples[row] = piece
+    spec = shards[places[0] if len(places) else 0].spec
+    try:
+        return example.decode(examples, spec)
+    except example.BadRecord as error:
+        raise shards[places[error.row]].damage(int(numbers[error.row]), error) from None
