@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -129,6 +130,9 @@ def begin(patterns: Sequence[str], tokenizer_path: str, directory: str, job: Job
     if os.path.isfile(directory):
         raise UserError("this is a file", directory, "give a directory for the data set")
     _check_leftovers(begun)
+    for folder in (directory, paths.join(directory, "tokenizer")):
+        for half in paths.glob(paths.join(folder, ".*.tmp")):  # what a killed run was writing
+            paths.remove(half)
     try:
         with paths.staging(paths.join(directory, "tokenizer")) as folder:
             tokenizer.save(folder)
@@ -140,7 +144,12 @@ def begin(patterns: Sequence[str], tokenizer_path: str, directory: str, job: Job
 
 def read_group(begun: Begun, group: spool.Group, progress: Callable[[int], None]) -> spool.Summary:
     """The first pass over a group of inputs."""
-    return spool.read(group, begun.job.reading, begun.work, progress)
+    try:
+        return spool.read(group, begun.job.reading, begun.work, progress)
+    except OSError as error:
+        raise UserError(
+            f"the text cannot be laid down ({paths.reason(error)})", begun.work, "make room, run it again"
+        ) from None
 
 
 def plan_shards(begun: Begun, summaries: Sequence[spool.Summary]) -> plan.Plan:
@@ -266,6 +275,15 @@ class _Pool:
 def _start(begun: Begun, done) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
     _worker.update(begun=begun, done=done)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for tasks for ever, or write beside the run that goes on."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(function: Callable, task):
@@ -292,7 +310,7 @@ def _split(made: list[shard.Made]) -> Split:
         "kept_rate": totals["kept"] / chosen,
         "random_rate": totals["random"] / chosen,
         "overflowed_rate": totals["overflowed"] / max(totals["wanted"], 1),  # of the predictions asked for
-        "random_next_rate": totals["random_next"] / max(records, 1),  # of the records
+        **{f"{name}_rate": totals[name] / max(records, 1) for name in shard.LABELS if name in totals},  # of the records
         "truncated_rate": totals["truncated_tokens"] / max(tokens + totals["truncated_tokens"], 1),
         "unknown_rate": totals["unknown_tokens"] / max(totals["corpus_tokens"], 1),
     }

@@ -19,6 +19,9 @@ from data_prep import layouts, paths, plan, sentences, spool
 _ROWS = 2048  # rows masked and written at a time
 _RUN = 4_000_000  # bytes of neighbouring documents read at a time
 _SPLITS = ("train", "heldout")
+# What a relation of a row's segments other than 0, the true next one, means by layout.
+_RELATIONS = {"pair": ("random_next",), "order": ("swapped",), "three": ("previous", "random_next")}
+LABELS = ("random_next", "swapped", "previous")
 
 
 @dataclass(frozen=True)
@@ -110,11 +113,11 @@ def make(
         settings.language,
         settings.length,
         progress,
-        segmenter=sentences.segmenter(settings.segmenter),
+        segmenter=sentences.segmenter(settings.segmenter) if settings.segmenter else None,
     )
     if len(corpus.numbers) < 2:
         raise UserError(
-            "there are fewer than two documents with text, and random next segments need another",
+            "there are fewer than two documents with text, and random segments need another",
             task.name,
             "give more documents, or fewer shards with --shards",
         )
@@ -194,7 +197,7 @@ def _blocks(
         "masked",
         "kept",
         "random",
-        "random_next",
+        *_RELATIONS.get(settings.layout, ()),
     )
     counts |= dict.fromkeys(names, 0)
     for first in range(0, len(instances), _ROWS):
@@ -215,9 +218,11 @@ def _blocks(
             "masked": masked,
             "kept": kept,
             "random": len(now) - masked - kept,
-            "random_next": records["next_sentence_labels"].sum(),
         }.items():
             counts[name] += int(value)
+        relation = records.get("relation", records["next_sentence_labels"])
+        for label, name in enumerate(_RELATIONS.get(settings.layout, ()), 1):
+            counts[name] += int((relation == label).sum())
         yield records | {
             "input_ids": done.ids,
             "masked_lm_positions": done.positions,

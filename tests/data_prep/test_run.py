@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -168,16 +169,70 @@ def test_changed_text_is_noticed(world, tmp_path, capsys):
     assert "input files" in capsys.readouterr().err
 
 
-def test_an_unfinished_run_is_begun_again(world, made, tmp_path):
+def _files(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+KILLED = """
+import os, signal, sys
+
+left, real = int(sys.argv.pop(1)), os.replace
+
+def replace(*names):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(*names)
+
+os.replace = replace
+from data_prep.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("moment", [0, 4, 5, 6, 8, 10, 13, 16, 18])
+def test_a_killed_run_goes_on_to_the_same_bytes(world, made, tmp_path, moment, capsys):
+    # Killed when file number `moment` is about to get its name: files of the tokenizer, the job, the group, the
+    # plan, the shards with index and note, the manifest.
     out = tmp_path / "d"
-    out.mkdir()
-    (out / "train-00001-of-00003.tfrecord").write_bytes(b"half a shard")
-    (out / ".train-00002-of-00003.tfrecord.77.tmp").write_bytes(b"less")
+    inputs = [str(world / "a.txt"), str(world / "b.jsonl")]
+    command = ["shards", *inputs, "--tokenizer", str(world / "tok"), "--out", str(out), "--length", "32"]
+    command += ["--shards", "3", "--heldout", "0.1"]
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(moment), *command, "--workers", "1"])
+    assert killed.returncode == -9
+    assert not (out / "manifest.json").exists()
+    standing = {path: path.stat().st_mtime_ns for path in out.glob("*.tfrecord") if _noted(out, path.name)}
+    assert main([*command, "--workers", "2"]) == 0
+    assert _files(out) == _files(made)
+    assert all(path.stat().st_mtime_ns == then for path, then in standing.items()), "a finished shard was made again"
+
+
+def _noted(out: Path, name: str) -> bool:
+    return (out / ".work" / f"{name}.json").exists()
+
+
+def test_a_lost_shard_is_made_again_alone(world, made, tmp_path, capsys):
+    out = tmp_path / "d"
+    shutil.copytree(made, out)
+    lost = out / "train-00001-of-00003.tfrecord"
+    lost.write_bytes(lost.read_bytes()[:-1])
+    kept = out / "train-00000-of-00003.tfrecord"
+    before = kept.stat().st_mtime_ns
     assert _shards(world, out, "--shards", "3", "--workers", "1", "--heldout", "0.1") == 0
-    assert (out / "manifest.json").read_bytes() == (made / "manifest.json").read_bytes()
-    name = "train-00001-of-00003.tfrecord"
-    assert (out / name).read_bytes() == (made / name).read_bytes()
-    assert not list(out.glob(".*"))
+    assert "train-00001-of-00003.tfrecord" in capsys.readouterr().err
+    assert _files(out) == _files(made)
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_an_unfinished_run_of_other_settings_is_refused(world, tmp_path, capsys):
+    out = tmp_path / "d"
+    inputs = [str(world / "a.txt"), str(world / "b.jsonl")]
+    command = ["shards", *inputs, "--tokenizer", str(world / "tok"), "--out", str(out), "--length", "32"]
+    killed = subprocess.run([sys.executable, "-c", KILLED, "8", *command, "--workers", "1"])
+    assert killed.returncode == -9
+    assert main([*command, "--rate", "0.2"]) == 1
+    assert "unfinished run with other settings" in capsys.readouterr().err
 
 
 def test_shards_of_another_run_are_not_mixed_in(world, tmp_path, capsys):
@@ -226,7 +281,7 @@ def test_settings_that_cannot_be_are_refused(world, tmp_path, capsys, change, me
 def test_a_full_disk_is_one_sentence_and_leaves_no_half_shard(world, tmp_path, workers):
     # A limit on the size of files stands in for the disk: the write fails in the same place.
     limited = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000));"
         "from data_prep.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [
@@ -247,6 +302,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_shard(world, tmp_path, w
     assert "Traceback" not in done.stderr
     assert {path.name for path in (tmp_path / "d").iterdir()} - {"heldout-00000-of-00001.tfrecord"} <= {
         "tokenizer",
+        ".work",
         "heldout-00000-of-00001.tfrecord.idx",
     }
 
@@ -262,7 +318,7 @@ def test_too_few_documents_are_refused(world, tmp_path, capsys):
         str(tmp_path / "d"),
     ]
     assert main(command) == 1
-    assert "there are 3 different documents" in capsys.readouterr().err
+    assert "the input holds 3 different documents" in capsys.readouterr().err
 
 
 def test_four_documents_are_enough(world, tmp_path):
