@@ -24,6 +24,7 @@ import numpy as np
 
 from bert_jax.errors import UserError
 from bert_jax.text import spiece
+from bert_jax.text.wordpiece import MAX_WORD, WordPiece
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 SPECIAL_NAMES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ROLES = ("pad", "unk", "cls", "sep", "mask")
 _SPACE = "\u2581"  # what SentencePiece writes for a blank
-_MAX_WORD = 100  # characters of a word above which WordPiece gives [UNK], as `tokenizers` does
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,13 @@ class Tokenizer:
             Encoded.
         """
         texts = list(texts)
+        if self.kind == "wordpiece" and not offsets:
+            ids, rows = self._wordpiece.encode(texts)
+            return Encoded(ids, rows, self._word_starts(ids, rows), None)
+        return self._encode_plainly(texts, offsets)
+
+    def _encode_plainly(self, texts: list[str], offsets: bool) -> Encoded:
+        """By the library alone: the reference for the fast path."""
         try:
             encodings = self._encode(texts, offsets)
         except (UnicodeEncodeError, TypeError):
@@ -128,6 +135,10 @@ class Tokenizer:
     def _encode(self, texts: list[str], offsets: bool) -> list:
         encode = self._engine.encode_batch if offsets else self._engine.encode_batch_fast
         return encode(texts, add_special_tokens=False)
+
+    @cached_property
+    def _wordpiece(self) -> WordPiece:
+        return WordPiece(self._engine, self.pieces, self.special.unk)
 
     def _word_starts(self, ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """True where a word begins. Punctuation signs and Chinese characters are words of their own."""
@@ -251,7 +262,7 @@ def from_vocab(pieces: Sequence[str], where: str = "vocabulary", lowercase: bool
     special = _special({role: name for role, name in zip(_ROLES, SPECIAL_NAMES, strict=True)}, vocab, where)
     if lowercase is None:
         lowercase = not any(re.search("[A-Z]", piece) and not re.fullmatch(r"\[.*\]|<.*>", piece) for piece in pieces)
-    engine = Engine(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD))
+    engine = Engine(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD))
     accents, chinese = options.get("strip_accents"), options.get("tokenize_chinese_chars", True)
     engine.normalizer = normalizers.BertNormalizer(
         clean_text=True, handle_chinese_chars=chinese, strip_accents=accents, lowercase=lowercase
@@ -259,7 +270,7 @@ def from_vocab(pieces: Sequence[str], where: str = "vocabulary", lowercase: bool
     engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     engine.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     text = "\n".join(pieces) + "\n"
-    identity = f"bert lowercase={lowercase} accents={accents} chinese={chinese} word={_MAX_WORD}"
+    identity = f"bert lowercase={lowercase} accents={accents} chinese={chinese} word={MAX_WORD}"
     return Tokenizer("wordpiece", engine, pieces, special, identity.encode(), ("vocab.txt", text.encode()), lowercase)
 
 
