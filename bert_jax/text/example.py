@@ -14,9 +14,10 @@ Wire format: https://protobuf.dev/programming-guides/encoding ; messages:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def encode(
         size += segment.size
         if segment.varints is not None:
             size += segment.varints.size
-    heads, head_size = rows_by_size(size, lambda each: _beginning(frame, each))
+    heads, head_size = _rows_by_size(_beginning, frame, size)
     whole = head_size + size + after
     ends = np.cumsum(whole)
     total = int(ends[-1])
@@ -126,7 +127,7 @@ def _segments(records: Records, n: int) -> list[_Segment]:
             low, high = int(values.min(initial=0)), int(values.max(initial=0))
             if low < 0 or high > 127:
                 varints = _varints(values, low, high)
-                head, size = rows_by_size(varints.size, lambda each, name=name: _head(name, each))
+                head, size = _rows_by_size(_head, name, varints.size)
                 pieces.append(head)
                 close(size, varints)
                 continue
@@ -136,7 +137,6 @@ def _segments(records: Records, n: int) -> list[_Segment]:
     return segments
 
 
-@lru_cache(maxsize=8192)
 def _head(name: str, size: int) -> bytes:
     """The map entry of a feature up to its payload of `size` bytes."""
     listed = _length(size)
@@ -146,7 +146,6 @@ def _head(name: str, size: int) -> bytes:
     return b"\x0a" + _varint_of(len(entry) + size) + entry
 
 
-@lru_cache(maxsize=8192)
 def _beginning(frame: Callable[[int], bytes], size: int) -> bytes:
     """The frame's head and the Example up to the `size` bytes of its Features."""
     return frame(len(_length(size)) + size) + _length(size)
@@ -166,23 +165,24 @@ def _varint_of(value: int) -> bytes:
     return bytes(out)
 
 
-def rows_by_size(sizes: np.ndarray, make: Callable[[int], bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """`make(size)` for each size, called once for each that differs: sizes are few.
+def _rows_by_size(make: Callable[[Any, int], bytes], of: Hashable, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes `make(of, size)` for each of int64[n] sizes: uint8[n,w] filled up with zeros, and their lengths."""
+    first, last = int(sizes.min()) >> 10, int(sizes.max()) >> 10
+    table, lengths = _table_by_size(make, of, first << 10, last + 1 << 10)
+    which = sizes - (first << 10)
+    chosen = lengths[which]
+    return table[:, : chosen.max()][which], chosen
 
-    Args:
-        sizes: int64[n], at least one.
-        make: some bytes for a size.
 
-    Returns:
-        The bytes of each, uint8[n,w] filled up with zeros, and how many they are, int64[n].
-    """
-    least = int(sizes.min())
-    present = np.bincount(sizes - least) > 0
-    made = [make(size) for size in (np.flatnonzero(present) + least).tolist()]
+@lru_cache(maxsize=64)
+def _table_by_size(
+    make: Callable[[Any, int], bytes], of: Hashable, first: int, last: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same for all sizes of a range: sizes are few, so blocks of records share these tables."""
+    made = [make(of, size) for size in range(first, last)]
     width = max(map(len, made))
     table = np.frombuffer(b"".join(each.ljust(width, b"\0") for each in made), np.uint8).reshape(-1, width)
-    which = (np.cumsum(present) - 1)[sizes - least]
-    return table[which], np.array([len(each) for each in made], np.int64)[which]
+    return table, np.array([len(each) for each in made], np.int64)
 
 
 def _varints(values: np.ndarray, low: int, high: int) -> _Varints:
@@ -358,18 +358,24 @@ def _spans(buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[di
             slow[rows[0]] = True
             rows = rows[1:]
             continue
-        window = _windows(buffer, at, 8 * len(head.mask))
-        differs = (window.view(np.uint64) & head.mask) != head.bytes
-        same = np.flatnonzero(~differs.any(axis=1))
-        window, at, here = window[same], at[same], rows[same]
-        sizes = [window[:, place].astype(np.int64) & 127 for place, _ in head.sizes]
-        for size, (place, width) in zip(sizes, head.sizes, strict=True):
-            for more in range(1, width):
-                size |= (window[:, place + more].astype(np.int64) & 127) << 7 * more
-        end = at + head.sizes[0][0] + head.sizes[0][1] + sizes[0]
-        odd = (end > stop[here]) | (at + head.length > end)
-        for size, (place, width) in zip(sizes[1:], head.sizes[1:], strict=True):
-            odd |= at + place + width + size != end
+        window = windows(buffer, at, 8 * len(head.mask))
+        words, here = window.view(np.uint64), rows
+        if (words & head.extent == head.bytes).all():  # sizes too, as most features have it
+            end = at + head.size
+            odd = end > stop[here]
+        else:
+            same = np.flatnonzero(~(words & head.mask != head.bytes & head.mask).any(axis=1))
+            window, at, here = window[same], at[same], rows[same]
+            ends = []
+            for place, width in head.sizes:
+                size = window[:, place].astype(np.int64) & 127
+                for more in range(1, width):
+                    size |= (window[:, place + more].astype(np.int64) & 127) << 7 * more
+                ends.append(at + (place + width) + size)
+            end = ends[0]
+            odd = (end > stop[here]) | (at + head.length > end)
+            for other in ends[1:]:
+                odd |= other != end
         if head.name is not None:
             span = spans.setdefault(head.name, _Span(n))
             span.begin[here], span.end[here], span.kind[here] = at + head.length, end, head.kind
@@ -390,54 +396,68 @@ class _EntryHead:
     name: str | None
     kind: int
     length: int
-    sizes: list[tuple[int, int]]  # place and number of bytes of each varint; each says the end of the entry
-    bytes: np.ndarray  # uint64[w]: with zeros where not `mask`
-    mask: np.ndarray  # uint64[w]
+    size: int  # of the whole entry
+    sizes: list[tuple[int, int]]  # place and number of bytes of each varint; each says where the entry ends
+    bytes: np.ndarray  # uint64[w], the head filled up with zeros
+    extent: np.ndarray  # uint64[w], ones where the head is
+    mask: np.ndarray  # uint64[w], the same without the bits that say sizes
 
 
 def _entry_head(buffer: np.ndarray, at: int, stop: int) -> _EntryHead | None:
     """The head of the map entry at a place; None if its form is unusual."""
-    data = buffer[at : min(at + _SPARE, stop)].tobytes()
-    wanted, mask, sizes = bytearray(), bytearray(), []
+    data = buffer[at : min(at + _SPARE, stop)].tobytes() + bytes(2)
+    mask = bytearray()
+    sizes: list[tuple[int, int]] = []
+    ends: set[int] = set()
 
     def literal(text: bytes) -> bool:
-        fits = data.startswith(text, len(wanted))
-        wanted.extend(text)
+        fits = data.startswith(text, len(mask))
         mask.extend(b"\xff" * len(text))
         return fits
 
-    def size() -> bool:
-        place = len(wanted)
-        while (last := data[len(wanted) : len(wanted) + 1]) and last[0] > 127:
-            wanted.append(128)
+    def size() -> None:
+        place, value = len(mask), 0
+        while data[len(mask)] > 127 and len(mask) - place < 4:
+            value |= (data[len(mask)] & 127) << 7 * (len(mask) - place)
             mask.append(128)
-        wanted.append(0)
+        value |= data[len(mask)] << 7 * (len(mask) - place)
         mask.append(128)
-        sizes.append((place, len(wanted) - place))
-        return len(last) == 1 and sizes[-1][1] <= 5
+        sizes.append((place, len(mask) - place))
+        ends.add(len(mask) + value)
 
-    if not (literal(b"\x0a") and size() and literal(b"\x0a")):
+    if not literal(b"\x0a"):
         return None
-    name_size = data[len(wanted)] if len(wanted) < len(data) else 128
-    key = data[len(wanted) + 1 : len(wanted) + 1 + name_size]
-    if name_size > 127 or len(key) < name_size or not literal(bytes([name_size]) + key):
+    size()
+    if not literal(b"\x0a"):
+        return None
+    key = data[len(mask) + 1 : len(mask) + 1 + data[len(mask)]]
+    if data[len(mask)] > 127 or not literal(bytes([len(key)]) + key):
         return None
     name, kind = key.decode("latin-1"), 0
     if name in NAMES:
-        if not (literal(b"\x12") and size()):
+        if not literal(b"\x12"):
             return None
-        kind = data[len(wanted)] >> 3 if len(wanted) < len(data) else 0
-        if not (literal(bytes([kind << 3 | 2])) and size() and literal(b"\x0a") and size()):
+        size()
+        kind = data[len(mask)] >> 3
+        if not literal(bytes([kind << 3 | 2])):
             return None
-    length = len(wanted)
+        size()
+        if not literal(b"\x0a"):
+            return None
+        size()
+    length, end = len(mask), min(ends)
+    if len(ends) > 1 or length > end or at + end > stop:
+        return None
     fill = bytes(-length % 8)
     return _EntryHead(
-        name if name in NAMES else None,
-        kind,
-        length,
-        sizes,
-        np.frombuffer(bytes(wanted) + fill, np.uint64),
-        np.frombuffer(bytes(mask) + fill, np.uint64),
+        name=name if name in NAMES else None,
+        kind=kind,
+        length=length,
+        size=end,
+        sizes=sizes,
+        bytes=np.frombuffer(data[:length] + fill, np.uint64),
+        extent=np.frombuffer(b"\xff" * length + fill, np.uint64),
+        mask=np.frombuffer(bytes(mask) + fill, np.uint64),
     )
 
 
@@ -461,19 +481,19 @@ def _values(
     if fixed is not None:
         if (sizes != fixed).any():
             raise wrong(sizes != fixed, f"{name} has not the {fixed} bytes that it should have")
-        raw = _windows(buffer, begin, fixed)
+        raw = windows(buffer, begin, fixed)
         if _KINDS[name] == 1:
             return np.unpackbits(raw, axis=1, count=width, bitorder="little").view(bool)
         return raw.view("<f4").reshape(-1, width)
     # Usually one byte a value (masks, segments): the payload is the list.
     if (sizes == width).all():
-        raw = _windows(buffer, begin, width)
+        raw = windows(buffer, begin, width)
         if raw.max(initial=0) < 128:
             return raw
     widest = int(sizes.max())
     if widest == 0:
         raise wrong(sizes != width, f"{name} is empty, {width} values are expected")
-    raw = _windows(buffer, begin, widest + _LONGEST)
+    raw = windows(buffer, begin, widest + _LONGEST)
     finishing = (raw < 128) & (np.arange(widest + _LONGEST, dtype=np.int32) < sizes.astype(np.int32)[:, None])
     last = np.flatnonzero(finishing)
     bases = np.arange(len(rows)) * raw.shape[1]
@@ -530,8 +550,8 @@ def _narrow(value: np.ndarray, name: str) -> np.ndarray:
     return value if _DTYPES[name] == np.int64 else np.clip(value, -(2**31), 2**31 - 1)
 
 
-def _windows(buffer: np.ndarray, begin: np.ndarray, width: int) -> np.ndarray:
-    """Copies `width` bytes at each place: uint8[n,width]."""
+def windows(buffer: np.ndarray, begin: np.ndarray, width: int) -> np.ndarray:
+    """Copies `width` bytes at each place, all within the buffer: uint8[n,width]."""
     view = np.lib.stride_tricks.as_strided(buffer, (len(buffer) - width + 1, width), (1, 1), writeable=False)
     return view[begin]  # indexing copies the rows asked for; np.take would first copy the whole view
 
