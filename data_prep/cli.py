@@ -1,8 +1,9 @@
-"""`bert-data`: tokenizer, shards, inspect, stats, pydoc."""
+"""`bert-data`: tokenizer, extend, shards, inspect, stats, pydoc."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 
@@ -29,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from data_prep.extend import ExtendSettings
     from data_prep.shard import Settings
-    from data_prep.train_tokenizer import KINDS, TokenizerSettings
+    from data_prep.train_tokenizer import KINDS, SAMPLE_MEGABYTES, TokenizerSettings
 
     parser = argparse.ArgumentParser(prog="bert-data", description="Raw text to a tokenizer and to shards.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -41,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     def option(to: argparse.ArgumentParser, name: str, default, text: str, **more) -> None:
-        to.add_argument(name, default=default, help=f"{text} (default: {default})", **({"type": type(default)} | more))
+        readers = {int: _whole, float: _number, str: str}
+        more = {"type": readers[type(default)]} | more
+        to.add_argument(name, default=default, help=f"{text} (default: {default})", **more)
 
     def bad_bytes(to: argparse.ArgumentParser, default: str) -> None:
         option(to, "--on-bad-bytes", default, "bytes that are not UTF-8", choices=("fail", "replace"))
@@ -56,9 +60,27 @@ def _parser() -> argparse.ArgumentParser:
     option(one, "--vocab", base.vocab_size, "number of pieces", type=_positive)
     one.add_argument("--lower", action="store_true", help="lower-case the text (WordPiece: strip accents too)")
     option(one, "--coverage", base.coverage, "share of the text's characters to keep", type=_share)
-    option(one, "--sample-megabytes", base.sample_megabytes, "text to train on; more is sampled by documents")
+    one.add_argument(
+        "--sample-megabytes",
+        type=_above_zero,
+        help="text to train on, held in memory; more is sampled by documents "
+        f"(default: {SAMPLE_MEGABYTES:g}; wordpiece counts words of all text)",
+    )
     bad_bytes(one, base.on_bad_bytes)
     option(one, "--seed", base.seed, "of the sampling")
+
+    one = command("extend", _extend, "Add words to a WordPiece vocabulary that it cuts into many pieces.")
+    one.add_argument("vocabulary", help="tokenizer directory or vocab.txt")
+    one.add_argument("inputs", nargs="+", help=inputs)
+    one.add_argument("--out", required=True, help="directory to make")
+    one.add_argument("--add", type=_positive, required=True, help="number of words")
+    one.add_argument(
+        "--use-unused",
+        action="store_true",
+        help="put them in the place of [unused0], [unused1], ...; the vocabulary keeps its size (default: append)",
+    )
+    bad_bytes(one, ExtendSettings.on_bad_bytes)
+    option(one, "--seed", ExtendSettings.seed, "of the text held out for comparison")
 
     one = command("shards", _shards, "Make masked sentence-pair shards from text.")
     one.add_argument("inputs", nargs="+", help=inputs)
@@ -93,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--tokenizer", help="for a shard: tokenizer directory or vocab.txt")
     one.add_argument("--split", default="train", help="train or heldout (default: train)")
     which = one.add_mutually_exclusive_group()
-    which.add_argument("--record", type=int, help="its number in the split (default: 0)")
+    which.add_argument("--record", type=_whole, help="its number in the split (default: 0)")
     which.add_argument("--random", action="store_true", help="any record")
 
     one = command("stats", _stats, "Print the counts of a data set's manifest.")
@@ -101,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = command("pydoc", _pydoc, "Write the demo corpus: Python's own documentation on this machine.")
     one.add_argument("out", help="text file to make")
-    option(one, "--max-megabytes", 12.0, "where to stop")
+    option(one, "--max-megabytes", 12.0, "where to stop", type=_above_zero)
     return parser
 
 
@@ -119,6 +141,18 @@ def _tokenizer(arguments: argparse.Namespace) -> int:
     )
     tokenizer = train(arguments.inputs, arguments.out, settings)
     print(f"{arguments.out}: {tokenizer.kind}, {tokenizer.vocab_size} pieces, {tokenizer.fingerprint[:12]}")
+    return 0
+
+
+def _extend(arguments: argparse.Namespace) -> int:
+    from data_prep.extend import ExtendSettings, extend, table
+
+    settings = ExtendSettings(arguments.add, arguments.use_unused, arguments.on_bad_bytes, arguments.seed)
+    found = extend(arguments.vocabulary, arguments.inputs, arguments.out, settings)
+    if found:
+        made = found.tokenizer
+        print(table(found))
+        print(f"{arguments.out}: {len(found.added):,} words added, {made.vocab_size} pieces, {made.fingerprint[:12]}")
     return 0
 
 
@@ -183,22 +217,46 @@ def _pydoc(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
 def _positive(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is below 1")
     return value
 
 
+def _above_zero(text: str) -> float:
+    value = _number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
 def _share(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
     return value
 
 
 def _fraction(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not within 0 and 1")
     return value

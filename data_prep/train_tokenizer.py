@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,31 +17,42 @@ from tqdm import tqdm
 from bert_jax.errors import UserError
 from bert_jax.text.tokenizer import SPECIAL_NAMES, Tokenizer, from_spiece, from_vocab
 from data_prep import sources
-from data_prep.shard import document_hash
+from data_prep.merges import PREFIX, learn
+from data_prep.sample import read, sample
+from data_prep.words import Rules, WordCounter, Words
 
 RECORD = "training.json"
 KINDS = ("unigram", "bpe", "wordpiece")
+SAMPLE_MEGABYTES = 100.0  # for SentencePiece, which holds all it is given
 # Unigram's pieces hang on the number of threads (sums of floats in another order), so it is the same
 # everywhere.
 _THREADS = 4
-_LONGEST = 4000  # characters of a line given to training; longer ones are cut there
+_LONGEST = 4000  # characters of a line given to SentencePiece; longer ones are cut there
+LONGEST_WORD = 100  # characters; a longer one is [UNK] to WordPiece, whatever its pieces
+_TRAINED = 1_000_000  # words that merges are learnt from, the most frequent: about 0.5 GB of arrays and tables
 
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """All that decides a tokenizer, besides its text. Defaults stand here only."""
+    """All that decides a tokenizer, besides its text. Defaults stand here only.
+
+    sample_megabytes None is all text for WordPiece, which only counts words, and 100 for the others.
+    """
 
     kind: str = "unigram"
     vocab_size: int = 16_000
     lowercase: bool = False
     coverage: float = 0.9995
-    sample_megabytes: float = 100.0
+    sample_megabytes: float | None = None
     on_bad_bytes: str = "fail"
     seed: int = 0
 
 
 def train(patterns: list[str], directory: str, settings: TokenizerSettings) -> Tokenizer:
     """Trains a tokenizer into `directory`; if it is there already from the same settings, only says so.
+
+    The text is read once (and once more for its checksum). Memory hangs on the sample and on a limit of words,
+    not on the corpus.
 
     Args:
         patterns: input files and globs, see sources.py.
@@ -51,22 +63,48 @@ def train(patterns: list[str], directory: str, settings: TokenizerSettings) -> T
     Raises:
         UserError: bad input, too little text for the vocabulary, another tokenizer in the directory.
     """
-    out = Path(directory)
     paths = sources.expand(patterns)
-    record = {"settings": asdict(settings), "inputs": [asdict(sources.describe(path)) for path in paths]}
-    if (out / "fingerprint").exists():
-        known = out / RECORD
-        if known.exists() and json.loads(known.read_text(encoding="utf-8")) == record:
-            print(f"already done: {out}", file=sys.stderr)
-            return Tokenizer.load(out)
-        raise UserError(
-            "there is already a tokenizer from other settings or text",
-            directory,
-            "give another --out, or remove it",
-        )
-    lines = _sample(paths, settings)
+    inputs = [sources.describe(path) for path in paths]
+    record = {"settings": asdict(settings), "inputs": [asdict(each) for each in inputs]}
+    if known := finished(directory, record):
+        return known
+    texts: Iterable[str] = read(paths, inputs, settings.on_bad_bytes)
+    megabytes = settings.sample_megabytes
+    if megabytes is None and settings.kind != "wordpiece":
+        megabytes = SAMPLE_MEGABYTES
+    if megabytes is not None:
+        texts, total = sample(texts, megabytes, settings.seed)
+        if total > megabytes * 1e6:
+            note(f"trained on a sample, {megabytes:g} of {total / 1e6:,.6g} MB of text (--sample-megabytes)")
     make = _wordpiece if settings.kind == "wordpiece" else _sentencepiece
-    tokenizer = make(lines, settings)
+    tokenizer = make(texts, settings)
+    save(tokenizer, directory, record)
+    return tokenizer
+
+
+def finished(directory: str, record: dict) -> Tokenizer | None:
+    """The tokenizer in `directory` if it was made from the same `record`, which is then said; None if there is none.
+
+    Raises:
+        UserError: there is one made otherwise.
+    """
+    out = Path(directory)
+    if not (out / "fingerprint").exists():
+        return None
+    known = out / RECORD
+    if known.exists() and json.loads(known.read_text(encoding="utf-8")) == record:
+        print(f"already done: {out}", file=sys.stderr)
+        return Tokenizer.load(out)
+    raise UserError(
+        "there is already a tokenizer from other settings or text",
+        directory,
+        "give another --out, or remove it",
+    )
+
+
+def save(tokenizer: Tokenizer, directory: str, record: dict) -> None:
+    """Writes the tokenizer's files and what it was made from; the fingerprint comes last."""
+    out = Path(directory)
     try:
         out.mkdir(parents=True, exist_ok=True)
         temporary = out / f".{RECORD}.{os.getpid()}.tmp"
@@ -75,41 +113,27 @@ def train(patterns: list[str], directory: str, settings: TokenizerSettings) -> T
         tokenizer.save(out)
     except OSError as error:
         raise UserError(f"the directory cannot be written ({error.strerror})", directory) from None
-    return tokenizer
 
 
-def _sample(paths: list[Path], settings: TokenizerSettings) -> list[str]:
-    """The lines to train on: all documents, or those whose hash is low enough for the size wanted."""
-
-    def read() -> Iterator[str]:
-        with tqdm(desc="reading", unit="B", unit_scale=True, leave=False, disable=None) as bar:
-            for path in paths:
-                for document in sources.documents(path, settings.on_bad_bytes):
-                    bar.update(len(document.encode()))
-                    yield document
-
-    limit = settings.sample_megabytes * 1e6
-    total = sum(len(document.encode()) for document in read())
-    border = 2**64 if total <= limit else int(limit / total * 2**64)
-    return [
-        line[first : first + _LONGEST]
-        for document in read()
-        if document_hash(document, settings.seed) < border
-        for line in document.split("\n")
-        for first in range(0, len(line), _LONGEST)
-    ]
+def note(text: str) -> None:
+    """One line beside the result."""
+    print(f"bert-data: note: {text}", file=sys.stderr)
 
 
-def _sentencepiece(lines: list[str], settings: TokenizerSettings) -> Tokenizer:
+# -----------------------------------------------------------------------------------------------------------
+# SentencePiece
+
+
+def _sentencepiece(texts: Iterable[str], settings: TokenizerSettings) -> Tokenizer:
     """Unigram or BPE with [PAD] [UNK] [CLS] [SEP] [MASK] at 0 to 4, all but [UNK] control symbols."""
     import sentencepiece
 
     model = io.BytesIO()
     pad, unk, cls_, sep, mask = SPECIAL_NAMES
-    try:
-        with tqdm(lines, desc="training", unit="lines", leave=False, disable=None) as given:
+    with tqdm(desc="giving lines", unit="lines", leave=False, disable=None) as bar:
+        try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(given),
+                sentence_iterator=_lines(texts, bar),
                 model_writer=model,  # a file name would be written into the model
                 model_type=settings.kind,
                 vocab_size=settings.vocab_size,
@@ -128,60 +152,95 @@ def _sentencepiece(lines: list[str], settings: TokenizerSettings) -> Tokenizer:
                 max_sentence_length=4 * _LONGEST,
                 minloglevel=2,
             )
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().split("\n")[-1]
-        raise UserError(
-            f"SentencePiece cannot train {settings.vocab_size} pieces on this text ({reason})",
-            remedy="ask for fewer pieces with --vocab, or give more text",
-        ) from None
+        except (RuntimeError, ValueError) as error:
+            raise _refusal(str(error), settings) from None
     return from_spiece(model.getvalue(), "spiece.model")
 
 
-def _wordpiece(lines: list[str], settings: TokenizerSettings) -> Tokenizer:
-    """WordPiece by the trainer of `tokenizers`, made repeatable.
+def _lines(texts: Iterable[str], bar: tqdm) -> Iterator[str]:
+    """The lines of texts, those too long for SentencePiece cut."""
+    for text in texts:
+        lines = [line for line in text.split("\n") if line]
+        bar.update(len(lines))
+        for line in lines:
+            for first in range(0, len(line), _LONGEST):
+                yield line[first : first + _LONGEST]
+    bar.set_description(f"training on {bar.n:,} lines")
+    bar.refresh()
 
-    That trainer numbers characters in the order of a hash table, and breaks ties by these numbers, so that
-    every run gives another vocabulary. Here it gets all characters and their ## forms in sorted order first.
+
+def _refusal(reason: str, settings: TokenizerSettings) -> UserError:
+    """What SentencePiece says of a vocabulary that the text does not allow, in our words."""
+    wanted = settings.vocab_size
+    if found := re.search(r"too high .*<= (\d+)", reason):
+        return UserError(
+            f"the text is too little for {wanted:,} pieces: it gives {int(found[1]):,} at most",
+            remedy=f"pass --vocab {found[1]} or less, or give more text",
+        )
+    if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", reason):
+        return UserError(
+            f"the text has so many frequent characters that {wanted:,} pieces cannot hold them: "
+            f"they need {int(found[1]):,} at least",
+            remedy=f"pass --vocab {found[1]} or more, or lower --coverage",
+        )
+    return UserError(f"SentencePiece cannot train {wanted:,} pieces on this text ({reason.strip().splitlines()[-1]})")
+
+
+# -----------------------------------------------------------------------------------------------------------
+# WordPiece
+
+
+def _wordpiece(texts: Iterable[str], settings: TokenizerSettings) -> Tokenizer:
+    """WordPiece by our own merges on word counts.
+
+    The trainer of `tokenizers` numbers characters in the order of a hash table and breaks ties by these
+    numbers, so that every run gives another vocabulary, and it takes words only one by one.
     """
-    from tokenizers import Tokenizer as Engine
-    from tokenizers import models, normalizers, pre_tokenizers, trainers
-
-    engine = Engine(models.WordPiece(unk_token="[UNK]"))
-    engine.normalizer = normalizers.BertNormalizer(lowercase=settings.lowercase)
-    engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    words: Counter[str] = Counter()
-    for line in tqdm(lines, desc="counting", unit="lines", leave=False, disable=None):
-        normal = engine.normalizer.normalize_str(line)
-        words.update(word for word, _ in engine.pre_tokenizer.pre_tokenize_str(normal))
+    counter = WordCounter(Rules(settings.lowercase))
+    for text in texts:
+        counter.add(text)
+    found = counter.result()
+    tell_pruned(found)
     first: Counter[str] = Counter()
     later: Counter[str] = Counter()
-    for word, count in words.items():
+    for word, count in found.counts.items():
         first[word[0]] += count
         for character in word[1:]:
             later[character] += count
     alphabet = _alphabet(first, later, settings)
-    fixed = [*SPECIAL_NAMES, *alphabet, *(f"##{character}" for character in alphabet if character in later)]
+    if not alphabet:
+        raise UserError("the text holds no words", remedy="give text")
+    fixed = [*SPECIAL_NAMES, *alphabet, *(PREFIX + character for character in alphabet if character in later)]
     if len(fixed) > settings.vocab_size:
         raise UserError(
-            f"the text has {len(alphabet)} frequent characters, which with their ## forms do not fit into "
-            f"{settings.vocab_size} pieces",
-            remedy="ask for more pieces with --vocab, or lower --coverage",
+            f"the text has {len(alphabet):,} frequent characters, which with their {PREFIX} forms do not fit into "
+            f"{settings.vocab_size:,} pieces: they need {len(fixed):,}",
+            remedy=f"pass --vocab {len(fixed)} or more, or lower --coverage",
         )
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=settings.vocab_size,
-        min_frequency=2,
-        special_tokens=fixed,
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
-    # Each word as often as it stands in the text would take long; the trainer counts whole inputs, so words
-    # are given in a fixed order, repeated.
-    repeated = (word for word in sorted(words) for _ in range(words[word]))
-    with tqdm(repeated, desc="training", unit="words", total=words.total(), leave=False, disable=None) as given:
-        engine.train_from_iterator(iter(given), trainer)
-    vocab = engine.get_vocab()
-    return from_vocab(sorted(vocab, key=vocab.get), "vocab.txt", settings.lowercase)
+    # A word with any other character is [UNK] as a whole, so it says nothing about pieces.
+    known = frozenset(alphabet)
+    usable = [word for word in found.counts if len(word) <= LONGEST_WORD and known.issuperset(word)]
+    words = sorted(usable, key=lambda word: (-found.counts[word], word))[:_TRAINED]
+    counts = [found.counts[word] for word in words]
+    with tqdm(desc="merging", unit="pieces", total=settings.vocab_size, leave=False, disable=None) as bar:
+        bar.update(len(fixed))
+        pieces = learn(words, counts, fixed, settings.vocab_size, progress=bar.update)
+    if len(pieces) < settings.vocab_size:
+        note(
+            f"the text gives {len(pieces):,} pieces, not {settings.vocab_size:,}: no other pair of pieces stands there "
+            "twice"
+        )
+    return from_vocab(pieces, "vocab.txt", settings.lowercase)
+
+
+def tell_pruned(found: Words) -> None:
+    """Says what a word count gave up, if anything."""
+    if found.pruned:
+        share = found.pruned / (found.pruned + sum(found.counts.values()))
+        note(
+            f"to bound memory, rare words were dropped while counting: {found.pruned:,} words of text ({share:.2%}), "
+            f"of no word more than {found.border:,}"
+        )
 
 
 def _alphabet(first: Counter[str], later: Counter[str], settings: TokenizerSettings) -> list[str]:
