@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from data_prep.shard import Settings
+    from data_prep.stats import RECORDS
     from data_prep.train_tokenizer import KINDS, TokenizerSettings
 
     parser = argparse.ArgumentParser(prog="bert-data", description="Raw text to a tokenizer and to shards.")
@@ -95,9 +97,15 @@ def _parser() -> argparse.ArgumentParser:
     which = one.add_mutually_exclusive_group()
     which.add_argument("--record", type=int, help="its number in the split (default: 0)")
     which.add_argument("--random", action="store_true", help="any record")
+    option(one, "--count", 1, "how many, from that one on or at random", type=_positive)
+    one.add_argument("--seed", type=int, help="of --random (default: other records each time)")
 
-    one = command("stats", _stats, "Print the counts of a data set's manifest.")
+    one = command("stats", _stats, "Print the counts of a data set; with --out, also measure and draw its records.")
     one.add_argument("data", help="data set directory")
+    one.add_argument("--out", help="directory for stats.html, a page of its own, and stats.png")
+    one.add_argument("--split", default="train", help="to measure: train or heldout (default: train)")
+    option(one, "--records", RECORDS, "records to read at most, by shards drawn at random", type=_positive)
+    option(one, "--seed", 0, "of that drawing")
 
     one = command("pydoc", _pydoc, "Write the demo corpus: Python's own documentation on this machine.")
     one.add_argument("out", help="text file to make")
@@ -163,15 +171,23 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from data_prep.stats import inspect
 
     record = None if arguments.random else arguments.record or 0
-    print(inspect(arguments.data, arguments.tokenizer, arguments.split, record))
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    more = {"seed": arguments.seed, "count": arguments.count, "colour": colour}
+    print(inspect(arguments.data, arguments.tokenizer, arguments.split, record, **more))
     return 0
 
 
 def _stats(arguments: argparse.Namespace) -> int:
     from bert_jax.text.manifest import load_manifest
-    from data_prep.stats import table
+    from data_prep import stats, stats_page
 
-    print(table(load_manifest(arguments.data)))
+    manifest = load_manifest(arguments.data)
+    print(stats.table(manifest))
+    if arguments.out:
+        found = stats.measure(arguments.data, arguments.split, arguments.records, arguments.seed)
+        written = stats_page.write(arguments.data, manifest, found, arguments.out, arguments.seed)
+        print("\n" + stats.columns(stats.summary(found, manifest)))
+        print("\nwritten: " + ", ".join(map(str, written)))
     return 0
 
 

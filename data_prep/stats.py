@@ -1,87 +1,440 @@
-"""Readable views of a data set: the manifest's counts as tables, and single records as text."""
+"""Readable views of a data set: the manifest's counts as a table, what its records hold, single records as text.
+
+`stats_page.py` draws what `measure` finds.
+"""
 
 from __future__ import annotations
 
+import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from bert_jax.errors import UserError
-from bert_jax.text.features import check, restore
-from bert_jax.text.manifest import Manifest, load_manifest
+from bert_jax.text.corrupt import special_ids
+from bert_jax.text.features import Records, RecordSpec, check, restore
+from bert_jax.text.manifest import Manifest, Split, load_manifest
 from bert_jax.text.records import Shard, open_shard
-from bert_jax.text.tokenizer import Tokenizer
+from bert_jax.text.tokenizer import Special, Tokenizer
 
-_COUNTS = (
-    ("records", ""),
-    ("tokens", ""),
-    ("padding", ""),
-    ("documents", ""),
-    ("empty_documents", ""),
-    ("sentences", ""),
-    ("cut_sentences", ""),
-    ("corpus_tokens", ""),
-    ("unknown_tokens", "unknown_rate"),
-    ("truncated_tokens", "truncated_rate"),
-    ("random_next", "random_next_rate"),
-    ("eligible", ""),
-    ("wanted", ""),
-    ("overflowed", "overflowed_rate"),
-    ("unfilled", ""),
-    ("chosen", "chosen_rate"),
-    ("masked", "masked_rate"),
-    ("kept", "kept_rate"),
-    ("random", "random_rate"),
-)
+RECORDS = 200_000  # read by `measure` unless told otherwise: half a minute at 128 tokens
+LONGEST = 12  # words of so many pieces and more are counted together
+FEW = 100  # occurrences below which a piece is rare: its embedding learns little
+_BLOCK = 2048
+_MOST_LABELS = 10
+
+_COUNTS = {  # in this order, with the rate that stands beside the count
+    "records": "",
+    "tokens": "",
+    "padding": "",
+    "documents": "",
+    "empty_documents": "",
+    "sentences": "",
+    "cut_sentences": "",
+    "corpus_tokens": "",
+    "unknown_tokens": "unknown_rate",
+    "truncated_tokens": "truncated_rate",
+    "random_next": "random_next_rate",
+    "eligible": "",
+    "wanted": "",
+    "overflowed": "overflowed_rate",
+    "unfilled": "",
+    "chosen": "chosen_rate",
+    "masked": "masked_rate",
+    "kept": "kept_rate",
+    "random": "random_rate",
+}
+
+_LABELS = {  # by layout: the feature that holds the label, and what its values mean
+    "pair": ("next_sentence_labels", ("next", "random next")),
+    "order": ("next_sentence_labels", ("in order", "swapped")),
+    "three": ("relation", ("next", "previous", "random")),
+    "full": ("", ()),
+    "document": ("", ()),
+}
+_NUMBERED = ("next_sentence_labels", ())  # of a layout not known here
+
+
+def plural(number: int, noun: str) -> str:
+    """ "1 document", "1,204 documents"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def layout_of(manifest: Manifest) -> str:
+    """The layout of the rows; manifests from before there was a choice are of pairs."""
+    return str(manifest.settings.get("layout") or "pair")
+
+
+def labels(records: Records, layout: str) -> np.ndarray | None:
+    """The label of each record, int[n]; None where the layout has none."""
+    return records.get(_LABELS.get(layout, _NUMBERED)[0])
+
+
+def label_name(layout: str, value: int) -> str:
+    """What a label means: "random next"."""
+    names = _LABELS.get(layout, _NUMBERED)[1]
+    return names[value] if 0 <= value < len(names) else f"label {value}"
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The manifest's counts
+
+
+def headline(manifest: Manifest) -> list[str]:
+    """Two lines: what a record is, what the data set was made from."""
+    size = sum(one["bytes"] for one in manifest.inputs)
+    return [
+        f"{plural(manifest.length, 'token')} and {plural(manifest.predictions, 'prediction')} a record, layout "
+        f"{layout_of(manifest)}, vocabulary of {manifest.vocab_size:,}, tokenizer {manifest.tokenizer[:12]}, "
+        f"seed {manifest.seed}",
+        f"{plural(len(manifest.inputs), 'input file')}, {plural(size, 'byte')}",
+    ]
+
+
+def counts(manifest: Manifest) -> list[tuple[str, list[str]]]:
+    """Name and a cell a split of all that the manifest counted; what this version has no name for comes last."""
+    splits = list(manifest.splits.values())
+    rows = [("shards", [f"{len(split.shards):,}" for split in splits])]
+    for key, rate in _COUNTS.items():
+        cells = [_cell(split, key, rate) for split in splits]
+        if any(cells):
+            rows.append((key, cells))
+    known = {*_COUNTS, *_COUNTS.values()}
+    others = [_numbers(split.rates, known) for split in splits]
+    rows += [
+        (key, [_number(key, more.get(key)) for more in others]) for key in dict.fromkeys(k for m in others for k in m)
+    ]
+    return [(name.replace("_", " "), cells) for name, cells in rows]
+
+
+def whole_counts(manifest: Manifest) -> list[tuple[str, str]]:
+    """Counts of the whole input, of whatever step: tables of numbers among the settings and the manifest's fields."""
+    tables = {
+        name: value
+        for name, value in (manifest.settings | vars(manifest)).items()
+        if isinstance(value, dict) and name not in ("settings", "splits", "levels")
+    }
+    return [(key.replace("_", " "), _number(key, value)) for key, value in _numbers(tables, set()).items()]
+
+
+def levels(manifest: Manifest) -> list[tuple[str, str, str]]:
+    """Name, loss and accuracy of the reference levels."""
+    return [
+        (name.replace("_", " "), f"{level['loss']:.4f}", f"{level['accuracy']:.4f}" if "accuracy" in level else "")
+        for name, level in manifest.levels.items()
+    ]
 
 
 def table(manifest: Manifest) -> str:
-    """Counts and rates of both splits, and the reference levels, as aligned text."""
-    names = list(manifest.splits)
-    lines = [
-        f"{manifest.length} tokens and {manifest.predictions} predictions a record, vocabulary of "
-        f"{manifest.vocab_size}, tokenizer {manifest.tokenizer[:12]}, seed {manifest.seed}",
-        f"{len(manifest.inputs)} input files, {sum(one['bytes'] for one in manifest.inputs):,} bytes",
-        "",
-        f"{'':18}" + "".join(f"{name:>24}" for name in names),
-        f"{'shards':18}" + "".join(f"{len(manifest.splits[name].shards):>24,}" for name in names),
-    ]
-    for key, rate in _COUNTS:
-        cells = []
-        for name in names:
-            split = manifest.splits[name]
-            value = split.rates.get(key, getattr(split, key, 0))
-            share = split.tokens and key == "padding" and value / (value + split.tokens)
-            share = split.rates[rate] if rate else share
-            cells.append(f"{value:,.0f}" + (f" {100 * share:7.3f} %" if rate or share else ""))
-        lines.append(f"{key.replace('_', ' '):18}" + "".join(f"{cell:>24}" for cell in cells))
-    lines += ["", f"{'held-out level':18}{'loss':>12}{'accuracy':>12}"]
-    for name, level in manifest.levels.items():
-        accuracy = f"{level['accuracy']:>12.4f}" if "accuracy" in level else ""
-        lines.append(f"{name.replace('_', ' '):18}{level['loss']:>12.4f}{accuracy}")
+    """Counts and rates of the splits, and the reference levels, as aligned text."""
+    rows, whole = counts(manifest), whole_counts(manifest)
+    width = max(18, *(len(name) + 2 for name, *_ in rows + whole))
+    lines = [*headline(manifest), "", " " * width + "".join(f"{name:>24}" for name in manifest.splits)]
+    lines += [f"{name:{width}}" + "".join(f"{cell:>24}" for cell in cells) for name, cells in rows]
+    lines += ["", *(f"{name:{width}}{cell:>24}" for name, cell in whole)] if whole else []
+    if manifest.levels:
+        lines += ["", f"{'held-out level':{width}}{'loss':>12}{'accuracy':>12}"]
+        lines += [f"{name:{width}}{loss:>12}{accuracy:>12}".rstrip() for name, loss, accuracy in levels(manifest)]
     return "\n".join(lines)
 
 
-def inspect(
-    path: str,
-    tokenizer_path: str | None = None,
-    split: str = "train",
-    record: int | None = None,
-    seed: int | None = None,
-) -> str:
-    """One record as readable text, its masked words and its label shown.
+def _cell(split: Split, key: str, rate: str) -> str:
+    value = split.rates.get(key, getattr(split, key, None))
+    if value is None:
+        return ""
+    share = split.rates.get(rate)
+    if key == "padding" and split.tokens:
+        share = value / (value + split.tokens)
+    return f"{value:,.0f}" + ("" if share is None else f" {100 * share:7.3f} %")
 
-    Args:
-        path: a data set, or one shard (then with a tokenizer).
-        tokenizer_path: only for a shard; a data set has its own.
-        split: "train" or "heldout", of a data set.
-        record: number in the split; None draws one.
-        seed: of the drawing; None draws another each time.
+
+def _numbers(tree: dict, known: set[str], prefix: str = "") -> dict[str, float]:
+    """The numbers of nested tables, by names joined with blanks, without those already shown."""
+    found: dict[str, float] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found |= _numbers(value, known, f"{prefix}{key} ")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and key not in known:
+            found[prefix + key] = value
+    return found
+
+
+def _number(key: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if key.endswith(("rate", "share")):
+        return f"{100 * value:.3f} %"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if value % 1 else f"{value:,.0f}"
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What the records hold
+
+
+@dataclass(frozen=True)
+class Found:
+    """Counts over the records read of one split; histograms by value.
+
+    lengths, a, b int64[T+1]: records by tokens, by tokens of segments A and B without special ones; shares
+    int64[201]: records by chosen share of their eligible tokens, in steps of half a percent; chosen_at,
+    eligible_at int64[T]: by position; masked, kept, random: what chosen tokens became; labels: records by
+    label, empty for layouts without one; pieces int64[V]: original tokens by id, special ones included; words
+    int64[LONGEST+1] or None: words by pieces, the last place for all longer ones, None without word starts;
+    documents int64[d] or None: tokens a document in one pass over the text, truncated ones left out, None
+    without document numbers or when no shard was read whole.
+    """
+
+    split: str
+    total: int
+    read: int
+    shards: int
+    lengths: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    shares: np.ndarray
+    chosen_at: np.ndarray
+    eligible_at: np.ndarray
+    masked: int
+    kept: int
+    random: int
+    labels: dict[str, int]
+    pieces: np.ndarray
+    special: Special
+    words: np.ndarray | None
+    documents: np.ndarray | None
+
+    @property
+    def length(self) -> int:
+        """T, tokens a row."""
+        return len(self.lengths) - 1
+
+    @property
+    def padding_share(self) -> float:
+        return 1 - float(self.lengths @ np.arange(self.length + 1)) / max(self.read * self.length, 1)
+
+    @property
+    def chosen(self) -> int:
+        return self.masked + self.kept + self.random
+
+    @property
+    def chosen_share(self) -> float:
+        """Of the tokens that may be chosen: all but special ones, [UNK] among these."""
+        return self.chosen / max(int(self.eligible_at.sum()), 1)
+
+    @property
+    def ordinary(self) -> np.ndarray:
+        """int64[V-5], occurrences of the pieces that are not special."""
+        return np.delete(self.pieces, special_ids(self.special))
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens that stand for text: ordinary ones and [UNK]."""
+        return int(self.ordinary.sum() + self.pieces[self.special.unk])
+
+    @property
+    def unknown_share(self) -> float:
+        return int(self.pieces[self.special.unk]) / max(self.text_tokens, 1)
+
+    @property
+    def fertility(self) -> float | None:
+        """Pieces a word."""
+        return None if self.words is None else self.text_tokens / max(int(self.words.sum()), 1)
+
+
+def measure(directory: str, split: str = "train", limit: int = RECORDS, seed: int = 0) -> Found:
+    """Reads records of a split and counts what they hold.
+
+    Shards are read whole, in an order drawn from `seed`, so that documents are whole too; the shard at which
+    `limit` is reached is read in part, at random. Memory does not grow with the number of records, but for 16
+    bytes a document and block.
 
     Raises:
-        UserError: no such data set, split or record, or a tokenizer that is not the shards'.
+        UserError: no such data set or split, no records, a shard that is missing or not of this data set.
     """
-    place = Path(path)
+    if limit < 1:
+        raise UserError(f"{limit} records say nothing", "--records", "ask for 1 or more")
+    data = open_data(directory, None, split)
+    manifest, rng = data.manifest, np.random.default_rng(seed)
+    assert manifest is not None
+    read = opened = 0
+    sums: dict[str, np.ndarray] = {}
+    words_known, documents = True, []
+    with tqdm(total=min(limit, data.total), desc="records", unit_scale=True, leave=False, disable=None) as bar:
+        for at in rng.permutation(len(data.shards)).tolist():
+            shard, room = data.shards[at], limit - read
+            numbers = np.arange(shard.num_records)
+            if len(numbers) > room:
+                numbers = np.sort(rng.choice(len(numbers), room, replace=False))
+            for first in range(0, len(numbers), _BLOCK):
+                part = numbers[first : first + _BLOCK]
+                records = shard.read(part)
+                check(
+                    records,
+                    RecordSpec(manifest.length, manifest.predictions),
+                    manifest.vocab_size,
+                    str(shard.path),
+                    part,
+                )
+                for name, tally in _tally(records, manifest).items():
+                    sums[name] = sums[name] + tally if name in sums else tally
+                words_known &= "word_starts" in records
+                if "documents" in records and len(numbers) == shard.num_records:
+                    documents.append(_documents(records, manifest.special))
+                bar.update(len(part))
+            read += len(numbers)
+            opened += bool(len(numbers))
+    layout = layout_of(manifest)
+    return Found(
+        split=split,
+        total=data.total,
+        read=read,
+        shards=opened,
+        special=manifest.special,
+        labels={label_name(layout, at): int(n) for at, n in enumerate(sums.pop("labels")) if n},
+        words=sums.pop("words") if words_known else None,
+        documents=_per_document(documents, manifest.settings.get("duplicates", 1)) if documents else None,
+        **{name: sums[name] for name in ("lengths", "a", "b", "shares", "chosen_at", "eligible_at", "pieces")},
+        **{name: int(sums[name]) for name in ("masked", "kept", "random")},
+    )
+
+
+def _tally(records: Records, manifest: Manifest) -> dict[str, np.ndarray]:
+    """What `Found` counts, of one block of records: arrays that add up."""
+    special, length = manifest.special, manifest.length
+    original, now, inside = restore(records), records["input_ids"], records["input_mask"] > 0
+    text = _text(original, inside, special)
+    eligible = text & (original != special.unk)
+    a, b = _segments(records, text)
+    rows, slots = np.nonzero(records["masked_lm_weights"] > 0)
+    places, label = records["masked_lm_positions"][rows, slots], records["masked_lm_ids"][rows, slots]
+    masked, kept = now[rows, places] == special.mask, now[rows, places] == label
+    share = np.bincount(rows, minlength=len(now)) / np.maximum(eligible.sum(1), 1)
+    told = labels(records, layout_of(manifest))
+    tally = {
+        "lengths": np.bincount(inside.sum(1), minlength=length + 1),
+        "a": np.bincount(a, minlength=length + 1),
+        "b": np.bincount(b, minlength=length + 1),
+        "shares": np.bincount(np.minimum(200 * share, 200).astype(int), minlength=201),
+        "chosen_at": np.bincount(places, minlength=length),
+        "eligible_at": eligible.sum(0),
+        "masked": masked.sum(),
+        "kept": (kept & ~masked).sum(),
+        "random": (~kept & ~masked).sum(),
+        "pieces": np.bincount(original[inside], minlength=manifest.vocab_size),
+        "labels": np.bincount(np.clip(told, 0, _MOST_LABELS - 1) if told is not None else [], minlength=_MOST_LABELS),
+    }
+    if "word_starts" in records:
+        # A segment may begin in the middle of a word: what follows a special token counts as a beginning.
+        begins = records["word_starts"].astype(bool) & text
+        begins[:, 1:] |= text[:, 1:] & ~text[:, :-1]
+        sizes = np.diff(np.append(np.flatnonzero(begins[text]), text.sum()))
+        tally["words"] = np.bincount(np.minimum(sizes, LONGEST), minlength=LONGEST + 1)
+    return tally
+
+
+def _text(original: np.ndarray, inside: np.ndarray, special: Special) -> np.ndarray:
+    """bool[n,T]: tokens that stand for text, [UNK] among them."""
+    ordinary = np.delete(special_ids(special), 1)  # without unk
+    return inside & ~np.isin(original, ordinary)
+
+
+def _segments(records: Records, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int64[n] each: tokens of text in segments A and B."""
+    in_b = records["segment_ids"] > 0
+    return (text & ~in_b).sum(1), (text & in_b).sum(1)
+
+
+def _documents(records: Records, special: Special) -> tuple[np.ndarray, np.ndarray]:
+    """Document numbers of a block and their tokens; a B of another document is left out, being in its rows too."""
+    a, b = _segments(records, _text(restore(records), records["input_mask"] > 0, special))
+    one, other = records["documents"].T
+    return _added(one, a + b * (one == other))
+
+
+def _per_document(parts: list[tuple[np.ndarray, np.ndarray]], duplicates: int) -> np.ndarray:
+    """Tokens of each document in one pass over the text."""
+    _, tokens = _added(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return np.rint(tokens / max(duplicates, 1)).astype(np.int64)
+
+
+def _added(numbers: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    different, which = np.unique(numbers, return_inverse=True)
+    return different, np.bincount(which, tokens).astype(np.int64)
+
+
+def summary(found: Found, manifest: Manifest) -> list[tuple[str, str]]:
+    """What `measure` found, as names and cells."""
+    ordinary, settings = found.ordinary, manifest.settings
+    asked = f", {settings['rate']:.2%} asked for" if "rate" in settings else ""
+    rows = [
+        ("records read", f"{found.read:,} of {found.total:,} in {found.split}, from {plural(found.shards, 'shard')}"),
+        ("tokens a row", f"{mean(found.lengths):.1f} of {found.length}, {found.padding_share:.2%} padding"),
+        ("segment A", f"{mean(found.a):.1f} tokens"),
+    ]
+    if found.a.sum() != found.b[0]:
+        rows.append(("segment B", f"{mean(found.b):.1f} tokens"))
+    rows.append(("chosen", f"{found.chosen_share:.2%} of the tokens{asked}"))
+    became = ", ".join(f"{name} {count / max(found.chosen, 1):.2%}" for name, count in outcomes(found))
+    rows.append(("became", became))
+    if found.labels:
+        rows.append(("labels", ", ".join(f"{name} {n / found.read:.2%}" for name, n in found.labels.items())))
+    if found.documents is not None:
+        size = found.documents
+        middle = f"{np.median(size):,.0f} tokens in the middle, {size.min():,} to {size.max():,}"
+        rows.append(("documents", f"{len(size):,}, {middle}"))
+    if found.fertility is not None:
+        rows.append(("pieces a word", f"{found.fertility:.3f}, punctuation signs counted as words"))
+    never, few = int((ordinary == 0).sum()), int(((ordinary > 0) & (ordinary < FEW)).sum())
+    rows.append(("unknown", f"{found.unknown_share:.3%} of the tokens are [UNK]"))
+    rows.append(
+        ("vocabulary", f"{never:,} of {plural(len(ordinary), 'piece')} never occur, {few:,} fewer than {FEW} times")
+    )
+    return rows
+
+
+def columns(rows: list[tuple[str, str]]) -> str:
+    """Names and cells as aligned text."""
+    width = max(len(name) for name, _ in rows) + 2
+    return "\n".join(f"{name:{width}}{cell}" for name, cell in rows)
+
+
+def outcomes(found: Found) -> list[tuple[str, int]]:
+    """What became of the chosen tokens."""
+    return [("[MASK]", found.masked), ("kept", found.kept), ("random", found.random)]
+
+
+def mean(histogram: np.ndarray) -> float:
+    """Of the values counted in a histogram by value."""
+    return float(histogram @ np.arange(len(histogram))) / max(int(histogram.sum()), 1)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Single records
+
+
+@dataclass(frozen=True)
+class Data:
+    """An opened split, or one shard (then without a manifest)."""
+
+    manifest: Manifest | None
+    tokenizer: Tokenizer
+    shards: tuple[Shard, ...]
+
+    @property
+    def total(self) -> int:
+        """Records."""
+        return sum(shard.num_records for shard in self.shards)
+
+
+def open_data(path: str, tokenizer_path: str | None, split: str) -> Data:
+    """Opens a split of a data set, or one shard with a tokenizer.
+
+    Raises:
+        UserError: no such data set, split or shard, no records, or a tokenizer that is not the shards'.
+    """
+    place, manifest = Path(path), None
     if not place.exists():
         raise UserError("there is no such data set or shard", path, "check the path")
     if place.is_dir():
@@ -91,47 +444,138 @@ def inspect(
         tokenizer = Tokenizer.load(tokenizer_path or place / "tokenizer")
         if tokenizer.fingerprint != manifest.tokenizer:
             raise UserError("the shards were made with another tokenizer", path, "leave --tokenizer away")
-        shards = [open_shard(place / info.name) for info in manifest.splits[split].shards]
+        shards = tuple(open_shard(place / info.name) for info in manifest.splits[split].shards)
     elif tokenizer_path is None:
         raise UserError("a single shard does not say its tokenizer", path, "pass --tokenizer")
     else:
-        tokenizer, shards = Tokenizer.load(tokenizer_path), [open_shard(place)]
-    total = sum(one.num_records for one in shards)
-    if total == 0:
+        tokenizer, shards = Tokenizer.load(tokenizer_path), (open_shard(place),)
+    data = Data(manifest, tokenizer, shards)
+    if data.total == 0:
         raise UserError("there are no records", path)
+    return data
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece as it reads: the blank before it, its text, and if it was chosen, what stands in its place.
+
+    `fate` is "masked", "kept" or "random", and "" where the piece was not chosen.
+    """
+
+    blank: str
+    text: str
+    now: str
+    fate: str
+
+
+@dataclass(frozen=True)
+class View:
+    """A record as it reads: two lines about it, and the pieces of its segments."""
+
+    title: str
+    documents: str
+    segments: tuple[tuple[Piece, ...], ...]
+
+
+def inspect(
+    path: str,
+    tokenizer_path: str | None = None,
+    split: str = "train",
+    record: int | None = None,
+    seed: int | None = None,
+    count: int = 1,
+    colour: bool = False,
+) -> str:
+    """Records as readable text, their masked words and their labels shown.
+
+    Args:
+        path: a data set, or one shard (then with a tokenizer).
+        tokenizer_path: only for a shard; a data set has its own.
+        split: "train" or "heldout", of a data set.
+        record: number in the split of the first; None draws them.
+        seed: of the drawing; None draws others each time.
+        count: how many; fewer where there are no more.
+        colour: mark the chosen words with a terminal's colours as well.
+
+    Raises:
+        UserError: no such data set, split or record, or a tokenizer that is not the shards'.
+    """
+    data = open_data(path, tokenizer_path, split)
     if record is None:
-        record = int(np.random.default_rng(seed).integers(total))
-    if not 0 <= record < total:
-        raise UserError(f"there is no record {record}", path, f"records run from 0 to {total - 1}")
-    number = record
-    for one in shards:
-        if number < one.num_records:
-            return _describe(one, number, record, tokenizer)
-        number -= one.num_records
-    raise AssertionError("unreachable")
+        numbers = draw(data.total, count, seed)
+    elif 0 <= record < data.total:
+        numbers = list(range(record, min(record + count, data.total)))
+    else:
+        raise UserError(f"there is no record {record}", path, f"records run from 0 to {data.total - 1}")
+    return "\n\n".join(_as_text(view(data, number), colour) for number in numbers)
 
 
-def _describe(shard: Shard, number: int, record: int, tokenizer: Tokenizer) -> str:
+def draw(total: int, count: int, seed: int | None) -> list[int]:
+    """Different record numbers, at most all there are."""
+    return np.random.default_rng(seed).choice(total, min(count, total), replace=False).tolist()
+
+
+def view(data: Data, record: int) -> View:
+    """One record, by its number among those of `data`."""
+    ends = np.cumsum([shard.num_records for shard in data.shards])
+    at = int(np.searchsorted(ends, record, side="right"))
+    shard, tokenizer = data.shards[at], data.tokenizer
+    number = record - int(ends[at]) + shard.num_records
     records = shard.read(np.array([number]))
     check(records, shard.spec, tokenizer.vocab_size, str(shard.path), number)
-    original, now = restore(records)[0], records["input_ids"][0]
+    original, now, segment = restore(records)[0], records["input_ids"][0], records["segment_ids"][0]
     length = int(records["input_mask"][0].sum())
     chosen = set(records["masked_lm_positions"][0][records["masked_lm_weights"][0] > 0].tolist())
-    segments: list[list[str]] = [[], []]
-    for at in range(length):
-        piece = tokenizer.pieces[original[at]]
-        word = piece.replace("\u2581", " ") if tokenizer.kind != "wordpiece" else piece.removeprefix("##")
-        blank = tokenizer.kind == "wordpiece" and not piece.startswith("##") and at > 0
-        if at in chosen:
-            shown = tokenizer.pieces[now[at]]
-            word = f"{word[: len(word) - len(word.lstrip())]}{{{word.strip()} → {shown}}}"
-        segments[int(records["segment_ids"][0][at])].append((" " if blank else "") + word)
-    label = "random next" if records["next_sentence_labels"][0] else "next"
-    lines = [
-        f"record {record} ({shard.path.name}, {number}): {label}, {length} of {shard.spec.length} tokens, "
-        f"{len(chosen)} predictions, unit starts {'known' if 'word_starts' in records else 'unknown'}",
-    ]
+    segments: list[list[Piece]] = [[], []]
+    for place in range(length):
+        into = segments[int(segment[place])]
+        blank, text = _readable(tokenizer, int(original[place]), into[-1].text if into else "")
+        fate = ""
+        if place in chosen:
+            same = "kept" if now[place] == original[place] else "random"
+            fate = "masked" if now[place] == tokenizer.special.mask else same
+        into.append(Piece(blank, text, tokenizer.pieces[now[place]] if fate else "", fate))
+    layout = layout_of(data.manifest) if data.manifest else "three" if "relation" in records else "pair"
+    told = labels(records, layout) if segments[1] else None
+    label = "one segment" if told is None else label_name(layout, int(told[0]))
+    title = (
+        f"record {record} ({shard.path.name}, {number}): {label}, {length} of {plural(shard.spec.length, 'token')}, "
+        f"{plural(len(chosen), 'prediction')}, unit starts {'known' if 'word_starts' in records else 'unknown'}"
+    )
+    documents = ""
     if "documents" in records:
         a, b = records["documents"][0].tolist()
-        lines.append(f"documents {a} and {b}")
-    return "\n".join(lines + ["A: " + "".join(segments[0]).strip(), "B: " + "".join(segments[1]).strip()])
+        documents = f"document {a}" if b in (a, -1) else f"documents {a} and {b}"
+    return View(title, documents, tuple(tuple(pieces) for pieces in segments if pieces))
+
+
+def _readable(tokenizer: Tokenizer, number: int, before: str) -> tuple[str, str]:
+    """The blank before a piece, and its text; `before` is the text of the piece on its left."""
+    piece = tokenizer.pieces[number]
+    if tokenizer.kind != "wordpiece":
+        word = piece.replace("\u2581", " ")
+        blank = " " * (len(word) - len(word.lstrip())) or " " * (number in special_ids(tokenizer.special))
+        return blank if before else "", word.lstrip()
+    if piece.startswith("##") or not before:
+        return "", piece.removeprefix("##")
+    # Chinese and Japanese are written without blanks, and WordPiece does not say where one stood.
+    return "" if _written_close(before[-1]) and _written_close(piece[0]) else " ", piece
+
+
+def _written_close(character: str) -> bool:
+    """Ideographs, kana and their punctuation; not Hangul, though it is as wide."""
+    return unicodedata.east_asian_width(character) in "WF" and "HANGUL" not in unicodedata.name(character, "")
+
+
+_COLOURS = {"masked": "\x1b[1;33m", "kept": "\x1b[1;32m", "random": "\x1b[1;35m"}
+
+
+def _as_text(one: View, colour: bool) -> str:
+    lines = [one.title, *([one.documents] if one.documents else [])]
+    for name, pieces in zip("AB", one.segments, strict=False):
+        text = ""
+        for piece in pieces:
+            shown = f"{{{piece.text} → {piece.now}}}" if piece.fate else piece.text
+            text += piece.blank + (f"{_COLOURS[piece.fate]}{shown}\x1b[0m" if piece.fate and colour else shown)
+        lines.append(f"{name}: {text}")
+    return "\n".join(lines)
