@@ -19,7 +19,7 @@ from bert_jax.text.manifest import Manifest, Split, load_manifest
 from bert_jax.text.records import Shard, open_shard
 from bert_jax.text.tokenizer import Special, Tokenizer
 
-RECORDS = 200_000  # read by `measure` unless told otherwise: half a minute at 128 tokens
+RECORDS = 500_000  # read by `measure` unless told otherwise: about 20 CPU seconds at 128 tokens
 LONGEST = 12  # words of so many pieces and more are counted together
 FEW = 100  # occurrences below which a piece is rare: its embedding learns little
 _BLOCK = 2048
@@ -93,23 +93,21 @@ def headline(manifest: Manifest) -> list[str]:
     ]
 
 
-def counts(manifest: Manifest) -> list[tuple[str, list[str]]]:
-    """Name and a cell a split of all that the manifest counted; what this version has no name for comes last."""
+def counts(manifest: Manifest) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Name, and count and share for each split, of all that the manifest counted; unknown names come last."""
     splits = list(manifest.splits.values())
-    rows = [("shards", [f"{len(split.shards):,}" for split in splits])]
+    rows = [("shards", [(f"{len(split.shards):,}", "") for split in splits])]
     for key, rate in _COUNTS.items():
         cells = [_cell(split, key, rate) for split in splits]
-        if any(cells):
+        if any(count for count, _ in cells):
             rows.append((key, cells))
-    known = {*_COUNTS, *_COUNTS.values()}
-    others = [_numbers(split.rates, known) for split in splits]
-    rows += [
-        (key, [_number(key, more.get(key)) for more in others]) for key in dict.fromkeys(k for m in others for k in m)
-    ]
+    others = [_numbers(split.rates, {*_COUNTS, *_COUNTS.values()}) for split in splits]
+    for key in dict.fromkeys(key for more in others for key in more):
+        rows.append((key, [_number(key, more.get(key)) for more in others]))
     return [(name.replace("_", " "), cells) for name, cells in rows]
 
 
-def whole_counts(manifest: Manifest) -> list[tuple[str, str]]:
+def whole_counts(manifest: Manifest) -> list[tuple[str, tuple[str, str]]]:
     """Counts of the whole input, of whatever step: tables of numbers among the settings and the manifest's fields."""
     tables = {
         name: value
@@ -131,23 +129,27 @@ def table(manifest: Manifest) -> str:
     """Counts and rates of the splits, and the reference levels, as aligned text."""
     rows, whole = counts(manifest), whole_counts(manifest)
     width = max(18, *(len(name) + 2 for name, *_ in rows + whole))
-    lines = [*headline(manifest), "", " " * width + "".join(f"{name:>24}" for name in manifest.splits)]
-    lines += [f"{name:{width}}" + "".join(f"{cell:>24}" for cell in cells) for name, cells in rows]
-    lines += ["", *(f"{name:{width}}{cell:>24}" for name, cell in whole)] if whole else []
+
+    def line(name: str, *cells: tuple[str, str]) -> str:
+        return (f"{name:{width}}" + "".join(f"{count:>15}{share:>10}" for count, share in cells)).rstrip()
+
+    lines = [*headline(manifest), "", line("", *((name, "") for name in manifest.splits))]
+    lines += [line(name, *cells) for name, cells in rows]
+    lines += ["", *(line(name, cell) for name, cell in whole)] if whole else []
     if manifest.levels:
-        lines += ["", f"{'held-out level':{width}}{'loss':>12}{'accuracy':>12}"]
-        lines += [f"{name:{width}}{loss:>12}{accuracy:>12}".rstrip() for name, loss, accuracy in levels(manifest)]
+        lines += ["", f"{'held-out level':{width}}{'loss':>15}{'accuracy':>15}"]
+        lines += [f"{name:{width}}{loss:>15}{accuracy:>15}".rstrip() for name, loss, accuracy in levels(manifest)]
     return "\n".join(lines)
 
 
-def _cell(split: Split, key: str, rate: str) -> str:
+def _cell(split: Split, key: str, rate: str) -> tuple[str, str]:
     value = split.rates.get(key, getattr(split, key, None))
     if value is None:
-        return ""
+        return "", ""
     share = split.rates.get(rate)
     if key == "padding" and split.tokens:
         share = value / (value + split.tokens)
-    return f"{value:,.0f}" + ("" if share is None else f" {100 * share:7.3f} %")
+    return f"{value:,.0f}", "" if share is None else f"{100 * share:.3f} %"
 
 
 def _numbers(tree: dict, known: set[str], prefix: str = "") -> dict[str, float]:
@@ -161,12 +163,13 @@ def _numbers(tree: dict, known: set[str], prefix: str = "") -> dict[str, float]:
     return found
 
 
-def _number(key: str, value: float | None) -> str:
+def _number(key: str, value: float | None) -> tuple[str, str]:
+    """A number as a count, or as a share where its name says so."""
     if value is None:
-        return ""
+        return "", ""
     if key.endswith(("rate", "share")):
-        return f"{100 * value:.3f} %"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if value % 1 else f"{value:,.0f}"
+        return "", f"{100 * value:.3f} %"
+    return f"{value:,.4g}" if value % 1 else f"{value:,.0f}", ""
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -382,15 +385,16 @@ def summary(found: Found, manifest: Manifest) -> list[tuple[str, str]]:
         rows.append(("labels", ", ".join(f"{name} {n / found.read:.2%}" for name, n in found.labels.items())))
     if found.documents is not None:
         size = found.documents
-        middle = f"{np.median(size):,.0f} tokens in the middle, {size.min():,} to {size.max():,}"
+        middle = f"median {np.median(size):,.0f} tokens, {size.min():,} to {size.max():,}"
         rows.append(("documents", f"{len(size):,}, {middle}"))
     if found.fertility is not None:
-        rows.append(("pieces a word", f"{found.fertility:.3f}, punctuation signs counted as words"))
+        rows.append(("pieces a word", f"{found.fertility:.3f}; a punctuation sign or an ideograph is a word"))
     never, few = int((ordinary == 0).sum()), int(((ordinary > 0) & (ordinary < FEW)).sum())
-    rows.append(("unknown", f"{found.unknown_share:.3%} of the tokens are [UNK]"))
-    rows.append(
-        ("vocabulary", f"{never:,} of {plural(len(ordinary), 'piece')} never occur, {few:,} fewer than {FEW} times")
-    )
+    rows += [
+        ("unknown", f"{found.unknown_share:.3%} of the tokens are [UNK]"),
+        ("never seen", f"{never:,} of {plural(len(ordinary), 'piece')} ({never / max(len(ordinary), 1):.2%})"),
+        ("rarely seen", f"{plural(few, 'piece')}, fewer than {FEW} times"),
+    ]
     return rows
 
 
@@ -459,7 +463,7 @@ def open_data(path: str, tokenizer_path: str | None, split: str) -> Data:
 class Piece:
     """A piece as it reads: the blank before it, its text, and if it was chosen, what stands in its place.
 
-    `fate` is "masked", "kept" or "random", and "" where the piece was not chosen.
+    `fate` is "masked", "kept" or "random" where the piece was chosen, "special", or "".
     """
 
     blank: str
@@ -530,17 +534,17 @@ def view(data: Data, record: int) -> View:
     for place in range(length):
         into = segments[int(segment[place])]
         blank, text = _readable(tokenizer, int(original[place]), into[-1].text if into else "")
-        fate = ""
+        fate = "special" if original[place] in (tokenizer.special.cls, tokenizer.special.sep) else ""
         if place in chosen:
             same = "kept" if now[place] == original[place] else "random"
             fate = "masked" if now[place] == tokenizer.special.mask else same
-        into.append(Piece(blank, text, tokenizer.pieces[now[place]] if fate else "", fate))
+        into.append(Piece(blank, text, tokenizer.pieces[now[place]] if place in chosen else "", fate))
     layout = layout_of(data.manifest) if data.manifest else "three" if "relation" in records else "pair"
     told = labels(records, layout) if segments[1] else None
     label = "one segment" if told is None else label_name(layout, int(told[0]))
     title = (
         f"record {record} ({shard.path.name}, {number}): {label}, {length} of {plural(shard.spec.length, 'token')}, "
-        f"{plural(len(chosen), 'prediction')}, unit starts {'known' if 'word_starts' in records else 'unknown'}"
+        f"{plural(len(chosen), 'prediction')}, word starts {'known' if 'word_starts' in records else 'unknown'}"
     )
     documents = ""
     if "documents" in records:
@@ -567,7 +571,7 @@ def _written_close(character: str) -> bool:
     return unicodedata.east_asian_width(character) in "WF" and "HANGUL" not in unicodedata.name(character, "")
 
 
-_COLOURS = {"masked": "\x1b[1;33m", "kept": "\x1b[1;32m", "random": "\x1b[1;35m"}
+_COLOURS = {"special": "\x1b[2m", "masked": "\x1b[1;33m", "kept": "\x1b[1;32m", "random": "\x1b[1;35m"}
 
 
 def _as_text(one: View, colour: bool) -> str:
@@ -575,7 +579,9 @@ def _as_text(one: View, colour: bool) -> str:
     for name, pieces in zip("AB", one.segments, strict=False):
         text = ""
         for piece in pieces:
-            shown = f"{{{piece.text} → {piece.now}}}" if piece.fate else piece.text
-            text += piece.blank + (f"{_COLOURS[piece.fate]}{shown}\x1b[0m" if piece.fate and colour else shown)
+            shown = f"{{{piece.text} → {piece.now}}}" if piece.now else piece.text
+            if colour and piece.fate:
+                shown = f"{_COLOURS[piece.fate]}{shown}\x1b[0m"
+            text += piece.blank + shown
         lines.append(f"{name}: {text}")
     return "\n".join(lines)
