@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,8 +186,8 @@ class Found:
     eligible_at int64[T]: by position; masked, kept, random: what chosen tokens became; labels: records by
     label, empty for layouts without one; pieces int64[V]: original tokens by id, special ones included; words
     int64[LONGEST+1] or None: words by pieces, the last place for all longer ones, None without word starts;
-    documents int64[d] or None: tokens a document in one pass over the text, truncated ones left out, None
-    without document numbers or when no shard was read whole.
+    documents int64[d] or None: tokens a document in one pass over the text, truncated ones left out, of
+    the shards read whole; None without document numbers or such shards.
     """
 
     split: str
@@ -249,51 +250,44 @@ class Found:
 def measure(directory: str, split: str = "train", limit: int = RECORDS, seed: int = 0) -> Found:
     """Reads records of a split and counts what they hold.
 
-    Shards are read whole, in an order drawn from `seed`, so that documents are whole too; the shard at which
-    `limit` is reached is read in part, at random. Memory does not grow with the number of records, but for 16
-    bytes a document and block.
+    Where there are more than `limit`, as many are taken at even distances, since a shard's records stand in
+    random order but shards follow the corpus. Documents are whole only in whole shards: then up to `limit`
+    further records are read, of shards drawn from `seed`. Memory does not grow with the number of records,
+    but for the documents' sizes.
 
     Raises:
         UserError: no such data set or split, no records, a shard that is missing or not of this data set.
     """
-    if limit < 1:
-        raise UserError(f"{limit} records say nothing", "--records", "ask for 1 or more")
     data = open_data(directory, None, split)
     manifest, rng = data.manifest, np.random.default_rng(seed)
     assert manifest is not None
-    read = opened = 0
+    ends = np.cumsum(data.records)
+    rows = whole = everything = [range(records) for records in data.records]
+    if limit < data.total:
+        taken = (np.arange(limit) * data.total + rng.integers(data.total)) // limit
+        parts = np.split(taken, np.searchsorted(taken, ends[:-1]))
+        rows = [part - end + len(every) for part, end, every in zip(parts, ends.tolist(), everything, strict=True)]
+        drawn = rng.permutation(len(ends))
+        drawn = drawn[np.cumsum(np.array(data.records)[drawn]) <= limit].tolist()
+        whole = [every if at in drawn else range(0) for at, every in enumerate(everything)]
     sums: dict[str, np.ndarray] = {}
     words_known, documents = True, []
-    with tqdm(total=min(limit, data.total), desc="records", unit_scale=True, leave=False, disable=None) as bar:
-        for at in rng.permutation(len(data.shards)).tolist():
-            shard, room = data.shards[at], limit - read
-            numbers = np.arange(shard.num_records)
-            if len(numbers) > room:
-                numbers = np.sort(rng.choice(len(numbers), room, replace=False))
-            for first in range(0, len(numbers), _BLOCK):
-                part = numbers[first : first + _BLOCK]
-                records = shard.read(part)
-                check(
-                    records,
-                    RecordSpec(manifest.length, manifest.predictions),
-                    manifest.vocab_size,
-                    str(shard.path),
-                    part,
-                )
-                for name, tally in _tally(records, manifest).items():
-                    sums[name] = sums[name] + tally if name in sums else tally
-                words_known &= "word_starts" in records
-                if "documents" in records and len(numbers) == shard.num_records:
-                    documents.append(_documents(records, manifest.special))
-                bar.update(len(part))
-            read += len(numbers)
-            opened += bool(len(numbers))
+    for records in _blocks(data, rows, "records"):
+        for name, tally in _tally(records, manifest).items():
+            sums[name] = sums[name] + tally if name in sums else tally
+        words_known &= "word_starts" in records
+        if rows is whole and "documents" in records:
+            documents.append(_documents(records, manifest.special))
+    if rows is not whole:
+        for records in _blocks(data, whole, "documents"):
+            if "documents" in records:
+                documents.append(_documents(records, manifest.special))
     layout = layout_of(manifest)
     return Found(
         split=split,
         total=data.total,
-        read=read,
-        shards=opened,
+        read=sum(map(len, rows)),
+        shards=sum(len(part) > 0 for part in rows),
         special=manifest.special,
         labels={label_name(layout, at): int(n) for at, n in enumerate(sums.pop("labels")) if n},
         words=sums.pop("words") if words_known else None,
@@ -301,6 +295,25 @@ def measure(directory: str, split: str = "train", limit: int = RECORDS, seed: in
         **{name: sums[name] for name in ("lengths", "a", "b", "shares", "chosen_at", "eligible_at", "pieces")},
         **{name: int(sums[name]) for name in ("masked", "kept", "random")},
     )
+
+
+def _blocks(data: Data, numbers: Sequence[range | np.ndarray], what: str) -> Iterator[Records]:
+    """The records with these numbers in each shard, checked, a block at a time."""
+    manifest = data.manifest
+    assert manifest is not None
+    spec = RecordSpec(manifest.length, manifest.predictions)
+    total = sum(map(len, numbers))
+    with tqdm(total=total, desc=what, unit="", unit_scale=True, leave=False, disable=None) as bar:
+        for at, mine in enumerate(numbers):
+            if not len(mine):
+                continue
+            shard = data.open(at)  # one at a time: an index takes memory too
+            for first in range(0, len(mine), _BLOCK):
+                part = np.asarray(mine[first : first + _BLOCK])
+                records = shard.read(part)
+                check(records, spec, manifest.vocab_size, str(shard.path), part)
+                yield records
+                bar.update(len(part))
 
 
 def _tally(records: Records, manifest: Manifest) -> dict[str, np.ndarray]:
@@ -386,7 +399,8 @@ def summary(found: Found, manifest: Manifest) -> list[tuple[str, str]]:
     if found.documents is not None:
         size = found.documents
         middle = f"median {np.median(size):,.0f} tokens, {size.min():,} to {size.max():,}"
-        rows.append(("documents", f"{len(size):,}, {middle}"))
+        some = " in the shards read whole" if found.read < found.total else ""
+        rows.append(("documents", f"{len(size):,}{some}, {middle}"))
     if found.fertility is not None:
         rows.append(("pieces a word", f"{found.fertility:.3f}; a punctuation sign or an ideograph is a word"))
     never, few = int((ordinary == 0).sum()), int(((ordinary > 0) & (ordinary < FEW)).sum())
@@ -420,16 +434,29 @@ def mean(histogram: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Data:
-    """An opened split, or one shard (then without a manifest)."""
+    """A split, or one shard (then without a manifest): the files and the number of records of each."""
 
     manifest: Manifest | None
     tokenizer: Tokenizer
-    shards: tuple[Shard, ...]
+    paths: tuple[Path, ...]
+    records: tuple[int, ...]
 
     @property
     def total(self) -> int:
-        """Records."""
-        return sum(shard.num_records for shard in self.shards)
+        """Records in all."""
+        return sum(self.records)
+
+    def open(self, at: int) -> Shard:
+        """One of the shards.
+
+        Raises:
+            UserError: it cannot be read, or is not the one that the manifest counted.
+        """
+        shard = open_shard(self.paths[at])
+        if shard.num_records != self.records[at]:
+            what = f"the shard holds {plural(shard.num_records, 'record')} where the manifest says {self.records[at]:,}"
+            raise UserError(what, str(shard.path), "copy or make the data again")
+        return shard
 
 
 def open_data(path: str, tokenizer_path: str | None, split: str) -> Data:
@@ -448,12 +475,13 @@ def open_data(path: str, tokenizer_path: str | None, split: str) -> Data:
         tokenizer = Tokenizer.load(tokenizer_path or place / "tokenizer")
         if tokenizer.fingerprint != manifest.tokenizer:
             raise UserError("the shards were made with another tokenizer", path, "leave --tokenizer away")
-        shards = tuple(open_shard(place / info.name) for info in manifest.splits[split].shards)
+        infos = manifest.splits[split].shards
+        paths, records = tuple(place / info.name for info in infos), tuple(info.records for info in infos)
     elif tokenizer_path is None:
         raise UserError("a single shard does not say its tokenizer", path, "pass --tokenizer")
     else:
-        tokenizer, shards = Tokenizer.load(tokenizer_path), (open_shard(place),)
-    data = Data(manifest, tokenizer, shards)
+        tokenizer, paths, records = Tokenizer.load(tokenizer_path), (place,), (open_shard(place).num_records,)
+    data = Data(manifest, tokenizer, paths, records)
     if data.total == 0:
         raise UserError("there are no records", path)
     return data
@@ -521,10 +549,8 @@ def draw(total: int, count: int, seed: int | None) -> list[int]:
 
 def view(data: Data, record: int) -> View:
     """One record, by its number among those of `data`."""
-    ends = np.cumsum([shard.num_records for shard in data.shards])
-    at = int(np.searchsorted(ends, record, side="right"))
-    shard, tokenizer = data.shards[at], data.tokenizer
-    number = record - int(ends[at]) + shard.num_records
+    at = int(np.searchsorted(np.cumsum(data.records), record, side="right"))
+    shard, tokenizer, number = data.open(at), data.tokenizer, record - sum(data.records[:at])
     records = shard.read(np.array([number]))
     check(records, shard.spec, tokenizer.vocab_size, str(shard.path), number)
     original, now, segment = restore(records)[0], records["input_ids"][0], records["segment_ids"][0]

@@ -92,9 +92,10 @@ def picture(found: Found, manifest: Manifest, colours: Colours = LIGHT) -> bytes
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(15, 0.9 + 3.7 * rows), dpi=100, layout="constrained", facecolor=colours.paper)
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15, wspace=0.03, hspace=0.05)  # type: ignore[union-attr]
-    part = f"{found.read:,} of {found.total:,}" if found.read < found.total else f"{found.total:,}"
+    part = f"{found.read:,} of " if found.read < found.total else ""
     figure.suptitle(
-        f"{found.split.capitalize()}: {part} records of {found.length} tokens, layout {stats.layout_of(manifest)}",
+        f"{found.split.capitalize()}: {part}{plural(found.total, 'record')} of {plural(found.length, 'token')}, "
+        f"layout {stats.layout_of(manifest)}",
         x=0.012,
         ha="left",
         fontsize=15,
@@ -211,6 +212,7 @@ def _bars(axes: Axes, colours: Colours, shares: dict[str, float], asked: dict[st
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=colours.grid, linewidth=0.8)
     axes.tick_params(axis="y", length=0)
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= min(1.0, 1.22 * top)])
     _percent(axes.xaxis)
 
 
@@ -260,7 +262,7 @@ def _positions(axes: Axes, colours: Colours, found: Found, rate: float | None) -
         axes.axhline(rate, color=colours.asked, linewidth=1.6, label=f"asked for: {rate:.1%}")
         _legend(axes, colours, loc="lower right")
     axes.set_xlim(0, found.length + 1)
-    axes.set_ylim(0, 1.35 * max(share[often].max(), rate or 0.0, 1e-3))
+    axes.set_ylim(0, min(1.35 * max(share[often].max(), rate or 0.0, 1e-3), 1.05))
     _percent(axes.yaxis)
     low, high = share[often].min(), share[often].max()
     _say(
@@ -273,6 +275,8 @@ def _positions(axes: Axes, colours: Colours, found: Found, rate: float | None) -
 
 
 def _documents(axes: Axes, colours: Colours, found: Found) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     sizes = found.documents
     assert sizes is not None
     low, high = max(int(sizes.min()), 1), max(int(sizes.max()), 2)
@@ -282,16 +286,13 @@ def _documents(axes: Axes, colours: Colours, found: Found) -> None:
     axes.axvline(middle, color=colours.second, linewidth=1.6, label=f"median: {middle:,.0f}")
     if high > 2 * low:
         axes.set_xscale("log")
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     _thousands(axes.xaxis)
     _thousands(axes.yaxis)
     _legend(axes, colours)
-    _say(
-        axes,
-        colours,
-        f"{plural(len(sizes), 'document')}, from {low:,} to {high:,} tokens",
-        "tokens of a document, as far as they stand in rows",
-        "documents",
-    )
+    extent = f"of {high:,} tokens" if int(sizes.min()) == high else f"of {low:,} to {high:,} tokens"
+    title = f"{plural(len(sizes), 'document')} {extent}"
+    _say(axes, colours, title, "tokens of a document, as far as they stand in rows", "documents")
 
 
 def _words(axes: Axes, colours: Colours, found: Found) -> None:

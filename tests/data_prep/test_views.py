@@ -198,15 +198,19 @@ def test_figures_of_a_data_set_counted_by_hand(tmp_path):
     assert found.documents is not None and found.documents.tolist() == [4]
 
 
-def test_a_sample_is_seeded_and_says_so(tmp_path):
+def test_a_sample_is_spread_over_all_shards_and_says_so(tmp_path):
     folder = str(_data(tmp_path, [_records(tiny.tokenizer())] * 3))
     whole, part = stats.measure(folder), stats.measure(folder, limit=3, seed=1)
-    assert (whole.read, whole.shards, part.read, part.shards, part.total) == (6, 3, 3, 2, 6)
-    assert part.documents is not None and part.documents.tolist() == [8]  # of the shard that was read whole
-    assert stats.measure(folder, limit=1).documents is None
+    assert (whole.read, whole.shards, part.read, part.shards, part.total) == (6, 3, 3, 3, 6)
+    # Document 5 has 8 tokens in a shard; of three records in a sample one whole shard is read for the documents.
+    assert whole.documents is not None and whole.documents.tolist() == [24]
+    assert part.documents is not None and part.documents.tolist() == [8]
+    one = stats.measure(folder, limit=1)
+    assert one.documents is None and one.lengths.sum() == 1
     again = stats.measure(folder, limit=3, seed=1)
     assert all(np.array_equal(getattr(part, name), getattr(again, name)) for name in vars(part))
-    assert stats.summary(part, load_manifest(folder))[0][1] == "3 of 6 in train, from 2 shards"
+    told = dict(stats.summary(part, load_manifest(folder)))
+    assert told["records read"] == "3 of 6 in train, from 3 shards" and "shards read whole" in told["documents"]
 
 
 def _pixels(png: bytes) -> np.ndarray:
@@ -270,6 +274,17 @@ def test_stats_refuses_in_one_sentence(data, capsys, arguments, message):
     assert main(["stats", *(part.format(data) for part in arguments)]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_shard_of_other_records_is_noticed(tmp_path, capsys):
+    folder = _data(tmp_path, [_records(tiny.tokenizer())])
+    shard = next(folder.glob("*.tfrecord"))
+    write_shard(shard, [_records(tiny.tokenizer(), ROWS[:1])], RecordSpec(10, 3))
+    for command in (["stats", str(folder), "--out", str(tmp_path / "out")], ["inspect", str(folder)]):
+        assert main(command) == 1
+        assert "holds 1 record where the manifest says 2" in capsys.readouterr().err
+    shard.unlink()
+    assert main(["inspect", str(folder)]) == 1 and "cannot be read" in capsys.readouterr().err
 
 
 def test_counts_of_a_later_version_are_shown(tmp_path, capsys):
