@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from bert_jax.text.manifest import Manifest, Split, load_manifest
 from bert_jax.text.records import Shard, open_shard
 from bert_jax.text.tokenizer import Special, Tokenizer
 
-RECORDS = 200_000  # read by `measure` unless told otherwise: half a minute at 128 tokens
+RECORDS = 500_000  # read by `measure` unless told otherwise: about 20 CPU seconds at 128 tokens
 LONGEST = 12  # words of so many pieces and more are counted together
 FEW = 100  # occurrences below which a piece is rare: its embedding learns little
 _BLOCK = 2048
@@ -93,23 +94,21 @@ def headline(manifest: Manifest) -> list[str]:
     ]
 
 
-def counts(manifest: Manifest) -> list[tuple[str, list[str]]]:
-    """Name and a cell a split of all that the manifest counted; what this version has no name for comes last."""
+def counts(manifest: Manifest) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Name, and count and share for each split, of all that the manifest counted; unknown names come last."""
     splits = list(manifest.splits.values())
-    rows = [("shards", [f"{len(split.shards):,}" for split in splits])]
+    rows = [("shards", [(f"{len(split.shards):,}", "") for split in splits])]
     for key, rate in _COUNTS.items():
         cells = [_cell(split, key, rate) for split in splits]
-        if any(cells):
+        if any(count for count, _ in cells):
             rows.append((key, cells))
-    known = {*_COUNTS, *_COUNTS.values()}
-    others = [_numbers(split.rates, known) for split in splits]
-    rows += [
-        (key, [_number(key, more.get(key)) for more in others]) for key in dict.fromkeys(k for m in others for k in m)
-    ]
+    others = [_numbers(split.rates, {*_COUNTS, *_COUNTS.values()}) for split in splits]
+    for key in dict.fromkeys(key for more in others for key in more):
+        rows.append((key, [_number(key, more.get(key)) for more in others]))
     return [(name.replace("_", " "), cells) for name, cells in rows]
 
 
-def whole_counts(manifest: Manifest) -> list[tuple[str, str]]:
+def whole_counts(manifest: Manifest) -> list[tuple[str, tuple[str, str]]]:
     """Counts of the whole input, of whatever step: tables of numbers among the settings and the manifest's fields."""
     tables = {
         name: value
@@ -131,23 +130,27 @@ def table(manifest: Manifest) -> str:
     """Counts and rates of the splits, and the reference levels, as aligned text."""
     rows, whole = counts(manifest), whole_counts(manifest)
     width = max(18, *(len(name) + 2 for name, *_ in rows + whole))
-    lines = [*headline(manifest), "", " " * width + "".join(f"{name:>24}" for name in manifest.splits)]
-    lines += [f"{name:{width}}" + "".join(f"{cell:>24}" for cell in cells) for name, cells in rows]
-    lines += ["", *(f"{name:{width}}{cell:>24}" for name, cell in whole)] if whole else []
+
+    def line(name: str, *cells: tuple[str, str]) -> str:
+        return (f"{name:{width}}" + "".join(f"{count:>15}{share:>10}" for count, share in cells)).rstrip()
+
+    lines = [*headline(manifest), "", line("", *((name, "") for name in manifest.splits))]
+    lines += [line(name, *cells) for name, cells in rows]
+    lines += ["", *(line(name, cell) for name, cell in whole)] if whole else []
     if manifest.levels:
-        lines += ["", f"{'held-out level':{width}}{'loss':>12}{'accuracy':>12}"]
-        lines += [f"{name:{width}}{loss:>12}{accuracy:>12}".rstrip() for name, loss, accuracy in levels(manifest)]
+        lines += ["", f"{'held-out level':{width}}{'loss':>15}{'accuracy':>15}"]
+        lines += [f"{name:{width}}{loss:>15}{accuracy:>15}".rstrip() for name, loss, accuracy in levels(manifest)]
     return "\n".join(lines)
 
 
-def _cell(split: Split, key: str, rate: str) -> str:
+def _cell(split: Split, key: str, rate: str) -> tuple[str, str]:
     value = split.rates.get(key, getattr(split, key, None))
     if value is None:
-        return ""
+        return "", ""
     share = split.rates.get(rate)
     if key == "padding" and split.tokens:
         share = value / (value + split.tokens)
-    return f"{value:,.0f}" + ("" if share is None else f" {100 * share:7.3f} %")
+    return f"{value:,.0f}", "" if share is None else f"{100 * share:.3f} %"
 
 
 def _numbers(tree: dict, known: set[str], prefix: str = "") -> dict[str, float]:
@@ -161,12 +164,13 @@ def _numbers(tree: dict, known: set[str], prefix: str = "") -> dict[str, float]:
     return found
 
 
-def _number(key: str, value: float | None) -> str:
+def _number(key: str, value: float | None) -> tuple[str, str]:
+    """A number as a count, or as a share where its name says so."""
     if value is None:
-        return ""
+        return "", ""
     if key.endswith(("rate", "share")):
-        return f"{100 * value:.3f} %"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if value % 1 else f"{value:,.0f}"
+        return "", f"{100 * value:.3f} %"
+    return f"{value:,.4g}" if value % 1 else f"{value:,.0f}", ""
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -182,8 +186,8 @@ class Found:
     eligible_at int64[T]: by position; masked, kept, random: what chosen tokens became; labels: records by
     label, empty for layouts without one; pieces int64[V]: original tokens by id, special ones included; words
     int64[LONGEST+1] or None: words by pieces, the last place for all longer ones, None without word starts;
-    documents int64[d] or None: tokens a document in one pass over the text, truncated ones left out, None
-    without document numbers or when no shard was read whole.
+    documents int64[d] or None: tokens a document in one pass over the text, truncated ones left out, of
+    the shards read whole; None without document numbers or such shards.
     """
 
     split: str
@@ -246,51 +250,44 @@ class Found:
 def measure(directory: str, split: str = "train", limit: int = RECORDS, seed: int = 0) -> Found:
     """Reads records of a split and counts what they hold.
 
-    Shards are read whole, in an order drawn from `seed`, so that documents are whole too; the shard at which
-    `limit` is reached is read in part, at random. Memory does not grow with the number of records, but for 16
-    bytes a document and block.
+    Where there are more than `limit`, as many are taken at even distances, since a shard's records stand in
+    random order but shards follow the corpus. Documents are whole only in whole shards: then up to `limit`
+    further records are read, of shards drawn from `seed`. Memory does not grow with the number of records,
+    but for the documents' sizes.
 
     Raises:
         UserError: no such data set or split, no records, a shard that is missing or not of this data set.
     """
-    if limit < 1:
-        raise UserError(f"{limit} records say nothing", "--records", "ask for 1 or more")
     data = open_data(directory, None, split)
     manifest, rng = data.manifest, np.random.default_rng(seed)
     assert manifest is not None
-    read = opened = 0
+    ends = np.cumsum(data.records)
+    rows = whole = everything = [range(records) for records in data.records]
+    if limit < data.total:
+        taken = (np.arange(limit) * data.total + rng.integers(data.total)) // limit
+        parts = np.split(taken, np.searchsorted(taken, ends[:-1]))
+        rows = [part - end + len(every) for part, end, every in zip(parts, ends.tolist(), everything, strict=True)]
+        drawn = rng.permutation(len(ends))
+        drawn = drawn[np.cumsum(np.array(data.records)[drawn]) <= limit].tolist()
+        whole = [every if at in drawn else range(0) for at, every in enumerate(everything)]
     sums: dict[str, np.ndarray] = {}
     words_known, documents = True, []
-    with tqdm(total=min(limit, data.total), desc="records", unit_scale=True, leave=False, disable=None) as bar:
-        for at in rng.permutation(len(data.shards)).tolist():
-            shard, room = data.shards[at], limit - read
-            numbers = np.arange(shard.num_records)
-            if len(numbers) > room:
-                numbers = np.sort(rng.choice(len(numbers), room, replace=False))
-            for first in range(0, len(numbers), _BLOCK):
-                part = numbers[first : first + _BLOCK]
-                records = shard.read(part)
-                check(
-                    records,
-                    RecordSpec(manifest.length, manifest.predictions),
-                    manifest.vocab_size,
-                    str(shard.path),
-                    part,
-                )
-                for name, tally in _tally(records, manifest).items():
-                    sums[name] = sums[name] + tally if name in sums else tally
-                words_known &= "word_starts" in records
-                if "documents" in records and len(numbers) == shard.num_records:
-                    documents.append(_documents(records, manifest.special))
-                bar.update(len(part))
-            read += len(numbers)
-            opened += bool(len(numbers))
+    for records in _blocks(data, rows, "records"):
+        for name, tally in _tally(records, manifest).items():
+            sums[name] = sums[name] + tally if name in sums else tally
+        words_known &= "word_starts" in records
+        if rows is whole and "documents" in records:
+            documents.append(_documents(records, manifest.special))
+    if rows is not whole:
+        for records in _blocks(data, whole, "documents"):
+            if "documents" in records:
+                documents.append(_documents(records, manifest.special))
     layout = layout_of(manifest)
     return Found(
         split=split,
         total=data.total,
-        read=read,
-        shards=opened,
+        read=sum(map(len, rows)),
+        shards=sum(len(part) > 0 for part in rows),
         special=manifest.special,
         labels={label_name(layout, at): int(n) for at, n in enumerate(sums.pop("labels")) if n},
         words=sums.pop("words") if words_known else None,
@@ -298,6 +295,25 @@ def measure(directory: str, split: str = "train", limit: int = RECORDS, seed: in
         **{name: sums[name] for name in ("lengths", "a", "b", "shares", "chosen_at", "eligible_at", "pieces")},
         **{name: int(sums[name]) for name in ("masked", "kept", "random")},
     )
+
+
+def _blocks(data: Data, numbers: Sequence[range | np.ndarray], what: str) -> Iterator[Records]:
+    """The records with these numbers in each shard, checked, a block at a time."""
+    manifest = data.manifest
+    assert manifest is not None
+    spec = RecordSpec(manifest.length, manifest.predictions)
+    total = sum(map(len, numbers))
+    with tqdm(total=total, desc=what, unit="", unit_scale=True, leave=False, disable=None) as bar:
+        for at, mine in enumerate(numbers):
+            if not len(mine):
+                continue
+            shard = data.open(at)  # one at a time: an index takes memory too
+            for first in range(0, len(mine), _BLOCK):
+                part = np.asarray(mine[first : first + _BLOCK])
+                records = shard.read(part)
+                check(records, spec, manifest.vocab_size, str(shard.path), part)
+                yield records
+                bar.update(len(part))
 
 
 def _tally(records: Records, manifest: Manifest) -> dict[str, np.ndarray]:
@@ -382,15 +398,17 @@ def summary(found: Found, manifest: Manifest) -> list[tuple[str, str]]:
         rows.append(("labels", ", ".join(f"{name} {n / found.read:.2%}" for name, n in found.labels.items())))
     if found.documents is not None:
         size = found.documents
-        middle = f"{np.median(size):,.0f} tokens in the middle, {size.min():,} to {size.max():,}"
-        rows.append(("documents", f"{len(size):,}, {middle}"))
+        middle = f"median {np.median(size):,.0f} tokens, {size.min():,} to {size.max():,}"
+        some = " in the shards read whole" if found.read < found.total else ""
+        rows.append(("documents", f"{len(size):,}{some}, {middle}"))
     if found.fertility is not None:
-        rows.append(("pieces a word", f"{found.fertility:.3f}, punctuation signs counted as words"))
+        rows.append(("pieces a word", f"{found.fertility:.3f}; a punctuation sign or an ideograph is a word"))
     never, few = int((ordinary == 0).sum()), int(((ordinary > 0) & (ordinary < FEW)).sum())
-    rows.append(("unknown", f"{found.unknown_share:.3%} of the tokens are [UNK]"))
-    rows.append(
-        ("vocabulary", f"{never:,} of {plural(len(ordinary), 'piece')} never occur, {few:,} fewer than {FEW} times")
-    )
+    rows += [
+        ("unknown", f"{found.unknown_share:.3%} of the tokens are [UNK]"),
+        ("never seen", f"{never:,} of {plural(len(ordinary), 'piece')} ({never / max(len(ordinary), 1):.2%})"),
+        ("rarely seen", f"{plural(few, 'piece')}, fewer than {FEW} times"),
+    ]
     return rows
 
 
@@ -416,16 +434,29 @@ def mean(histogram: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Data:
-    """An opened split, or one shard (then without a manifest)."""
+    """A split, or one shard (then without a manifest): the files and the number of records of each."""
 
     manifest: Manifest | None
     tokenizer: Tokenizer
-    shards: tuple[Shard, ...]
+    paths: tuple[Path, ...]
+    records: tuple[int, ...]
 
     @property
     def total(self) -> int:
-        """Records."""
-        return sum(shard.num_records for shard in self.shards)
+        """Records in all."""
+        return sum(self.records)
+
+    def open(self, at: int) -> Shard:
+        """One of the shards.
+
+        Raises:
+            UserError: it cannot be read, or is not the one that the manifest counted.
+        """
+        shard = open_shard(self.paths[at])
+        if shard.num_records != self.records[at]:
+            what = f"the shard holds {plural(shard.num_records, 'record')} where the manifest says {self.records[at]:,}"
+            raise UserError(what, str(shard.path), "copy or make the data again")
+        return shard
 
 
 def open_data(path: str, tokenizer_path: str | None, split: str) -> Data:
@@ -444,12 +475,13 @@ def open_data(path: str, tokenizer_path: str | None, split: str) -> Data:
         tokenizer = Tokenizer.load(tokenizer_path or place / "tokenizer")
         if tokenizer.fingerprint != manifest.tokenizer:
             raise UserError("the shards were made with another tokenizer", path, "leave --tokenizer away")
-        shards = tuple(open_shard(place / info.name) for info in manifest.splits[split].shards)
+        infos = manifest.splits[split].shards
+        paths, records = tuple(place / info.name for info in infos), tuple(info.records for info in infos)
     elif tokenizer_path is None:
         raise UserError("a single shard does not say its tokenizer", path, "pass --tokenizer")
     else:
-        tokenizer, shards = Tokenizer.load(tokenizer_path), (open_shard(place),)
-    data = Data(manifest, tokenizer, shards)
+        tokenizer, paths, records = Tokenizer.load(tokenizer_path), (place,), (open_shard(place).num_records,)
+    data = Data(manifest, tokenizer, paths, records)
     if data.total == 0:
         raise UserError("there are no records", path)
     return data
@@ -459,7 +491,7 @@ def open_data(path: str, tokenizer_path: str | None, split: str) -> Data:
 class Piece:
     """A piece as it reads: the blank before it, its text, and if it was chosen, what stands in its place.
 
-    `fate` is "masked", "kept" or "random", and "" where the piece was not chosen.
+    `fate` is "masked", "kept" or "random" where the piece was chosen, "special", or "".
     """
 
     blank: str
@@ -517,10 +549,8 @@ def draw(total: int, count: int, seed: int | None) -> list[int]:
 
 def view(data: Data, record: int) -> View:
     """One record, by its number among those of `data`."""
-    ends = np.cumsum([shard.num_records for shard in data.shards])
-    at = int(np.searchsorted(ends, record, side="right"))
-    shard, tokenizer = data.shards[at], data.tokenizer
-    number = record - int(ends[at]) + shard.num_records
+    at = int(np.searchsorted(np.cumsum(data.records), record, side="right"))
+    shard, tokenizer, number = data.open(at), data.tokenizer, record - sum(data.records[:at])
     records = shard.read(np.array([number]))
     check(records, shard.spec, tokenizer.vocab_size, str(shard.path), number)
     original, now, segment = restore(records)[0], records["input_ids"][0], records["segment_ids"][0]
@@ -530,17 +560,17 @@ def view(data: Data, record: int) -> View:
     for place in range(length):
         into = segments[int(segment[place])]
         blank, text = _readable(tokenizer, int(original[place]), into[-1].text if into else "")
-        fate = ""
+        fate = "special" if original[place] in (tokenizer.special.cls, tokenizer.special.sep) else ""
         if place in chosen:
             same = "kept" if now[place] == original[place] else "random"
             fate = "masked" if now[place] == tokenizer.special.mask else same
-        into.append(Piece(blank, text, tokenizer.pieces[now[place]] if fate else "", fate))
+        into.append(Piece(blank, text, tokenizer.pieces[now[place]] if place in chosen else "", fate))
     layout = layout_of(data.manifest) if data.manifest else "three" if "relation" in records else "pair"
     told = labels(records, layout) if segments[1] else None
     label = "one segment" if told is None else label_name(layout, int(told[0]))
     title = (
         f"record {record} ({shard.path.name}, {number}): {label}, {length} of {plural(shard.spec.length, 'token')}, "
-        f"{plural(len(chosen), 'prediction')}, unit starts {'known' if 'word_starts' in records else 'unknown'}"
+        f"{plural(len(chosen), 'prediction')}, word starts {'known' if 'word_starts' in records else 'unknown'}"
     )
     documents = ""
     if "documents" in records:
@@ -567,7 +597,7 @@ def _written_close(character: str) -> bool:
     return unicodedata.east_asian_width(character) in "WF" and "HANGUL" not in unicodedata.name(character, "")
 
 
-_COLOURS = {"masked": "\x1b[1;33m", "kept": "\x1b[1;32m", "random": "\x1b[1;35m"}
+_COLOURS = {"special": "\x1b[2m", "masked": "\x1b[1;33m", "kept": "\x1b[1;32m", "random": "\x1b[1;35m"}
 
 
 def _as_text(one: View, colour: bool) -> str:
@@ -575,7 +605,9 @@ def _as_text(one: View, colour: bool) -> str:
     for name, pieces in zip("AB", one.segments, strict=False):
         text = ""
         for piece in pieces:
-            shown = f"{{{piece.text} → {piece.now}}}" if piece.fate else piece.text
-            text += piece.blank + (f"{_COLOURS[piece.fate]}{shown}\x1b[0m" if piece.fate and colour else shown)
+            shown = f"{{{piece.text} → {piece.now}}}" if piece.now else piece.text
+            if colour and piece.fate:
+                shown = f"{_COLOURS[piece.fate]}{shown}\x1b[0m"
+            text += piece.blank + shown
         lines.append(f"{name}: {text}")
     return "\n".join(lines)

@@ -92,9 +92,10 @@ def picture(found: Found, manifest: Manifest, colours: Colours = LIGHT) -> bytes
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(15, 0.9 + 3.7 * rows), dpi=100, layout="constrained", facecolor=colours.paper)
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15, wspace=0.03, hspace=0.05)  # type: ignore[union-attr]
-    part = f"{found.read:,} of {found.total:,}" if found.read < found.total else f"{found.total:,}"
+    part = f"{found.read:,} of " if found.read < found.total else ""
     figure.suptitle(
-        f"{found.split.capitalize()}: {part} records of {found.length} tokens, layout {stats.layout_of(manifest)}",
+        f"{found.split.capitalize()}: {part}{plural(found.total, 'record')} of {plural(found.length, 'token')}, "
+        f"layout {stats.layout_of(manifest)}",
         x=0.012,
         ha="left",
         fontsize=15,
@@ -127,10 +128,10 @@ def _legend(axes: Axes, colours: Colours, **more) -> None:
     axes.legend(frameon=False, fontsize=9.5, labelcolor=colours.ink, **more)
 
 
-def _percent(axis, decimals: int | None = None) -> None:
-    from matplotlib.ticker import PercentFormatter
+def _percent(axis) -> None:
+    from matplotlib.ticker import FuncFormatter
 
-    axis.set_major_formatter(PercentFormatter(1, decimals=decimals))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}%"))
 
 
 def _thousands(axis) -> None:
@@ -172,7 +173,8 @@ def _lengths(axes: Axes, colours: Colours, found: Found) -> None:
     axes.bar(left, share, width * 0.9, align="edge", color=colours.first)
     axes.set_xlim(0, found.length + 1)
     _percent(axes.yaxis)
-    _say(axes, colours, f"{found.padding_share:.1%} of the tokens are padding", "tokens a row", "rows")
+    title = f"{found.lengths[-1] / found.read:.0%} of the rows are full; {found.padding_share:.1%} is padding"
+    _say(axes, colours, title, "tokens a row", "rows")
 
 
 def _segments(axes: Axes, colours: Colours, found: Found) -> None:
@@ -210,14 +212,15 @@ def _bars(axes: Axes, colours: Colours, shares: dict[str, float], asked: dict[st
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=colours.grid, linewidth=0.8)
     axes.tick_params(axis="y", length=0)
-    _percent(axes.xaxis, 0)
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= min(1.0, 1.22 * top)])
+    _percent(axes.xaxis)
 
 
 def _labels(axes: Axes, colours: Colours, found: Found) -> None:
     shares = {name: count / found.read for name, count in found.labels.items()}
     _bars(axes, colours, shares, {})
     most = max(shares, key=lambda name: shares[name])
-    _say(axes, colours, f"Most labels are “{most}”: {shares[most]:.1%}", "rows")
+    _say(axes, colours, f"{shares[most]:.1%} of the pairs are “{most}”", "rows")
 
 
 def _outcomes(axes: Axes, colours: Colours, found: Found, settings: dict) -> None:
@@ -259,32 +262,37 @@ def _positions(axes: Axes, colours: Colours, found: Found, rate: float | None) -
         axes.axhline(rate, color=colours.asked, linewidth=1.6, label=f"asked for: {rate:.1%}")
         _legend(axes, colours, loc="lower right")
     axes.set_xlim(0, found.length + 1)
-    axes.set_ylim(0, 1.35 * max(share[often].max(), rate or 0.0, 1e-3))
+    axes.set_ylim(0, min(1.35 * max(share[often].max(), rate or 0.0, 1e-3), 1.05))
     _percent(axes.yaxis)
     low, high = share[often].min(), share[often].max()
-    _say(axes, colours, f"Every position is chosen in {low:.1%} to {high:.1%}", "position in the row", "tokens chosen")
+    _say(
+        axes,
+        colours,
+        f"Whatever the position, {low:.1%} to {high:.1%} are chosen",
+        "position in the row",
+        "tokens chosen",
+    )
 
 
 def _documents(axes: Axes, colours: Colours, found: Found) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     sizes = found.documents
     assert sizes is not None
     low, high = max(int(sizes.min()), 1), max(int(sizes.max()), 2)
     borders = np.geomspace(low, high * 1.001, 33) if high > 2 * low else np.linspace(0, high * 1.2, 13)
     axes.hist(np.maximum(sizes, 1), borders, color=colours.first, rwidth=0.92)
     middle = float(np.median(sizes))
-    axes.axvline(middle, color=colours.second, linewidth=1.6, label=f"the middle one: {middle:,.0f}")
+    axes.axvline(middle, color=colours.second, linewidth=1.6, label=f"median: {middle:,.0f}")
     if high > 2 * low:
         axes.set_xscale("log")
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     _thousands(axes.xaxis)
     _thousands(axes.yaxis)
     _legend(axes, colours)
-    _say(
-        axes,
-        colours,
-        f"{plural(len(sizes), 'document')}, from {low:,} to {high:,} tokens",
-        "tokens a document",
-        "documents",
-    )
+    extent = f"of {high:,} tokens" if int(sizes.min()) == high else f"of {low:,} to {high:,} tokens"
+    title = f"{plural(len(sizes), 'document')} {extent}"
+    _say(axes, colours, title, "tokens of a document, as far as they stand in rows", "documents")
 
 
 def _words(axes: Axes, colours: Colours, found: Found) -> None:
@@ -297,9 +305,9 @@ def _words(axes: Axes, colours: Colours, found: Found) -> None:
         axes.text(place, value + 0.01, f"{value:.1%}", ha="center", color=colours.ink, fontsize=9)
     axes.set_xticks(np.arange(1, last + 1), [*map(str, range(1, last)), f"{last} +"])
     axes.set_ylim(0, 1.12 * shown.max() + 0.01)
-    _percent(axes.yaxis, 0)
+    _percent(axes.yaxis)
     title = f"{found.fertility:.2f} pieces a word; {found.unknown_share:.2%} of the tokens unknown"
-    _say(axes, colours, title, "pieces of a word (a sign is a word)", "words")
+    _say(axes, colours, title, "pieces of a word", "words")
 
 
 def _vocabulary(axes: Axes, colours: Colours, found: Found) -> None:
@@ -308,7 +316,7 @@ def _vocabulary(axes: Axes, colours: Colours, found: Found) -> None:
     never = len(counts) - used
     axes.loglog(np.arange(1, used + 1), counts[:used], color=colours.first, linewidth=2)
     if never:
-        axes.axvspan(max(used, 1), len(counts), color=colours.second, alpha=0.35, linewidth=0, label="never")
+        axes.axvspan(max(used, 1), len(counts), color=colours.second, alpha=0.55, linewidth=0, label="never")
     axes.axhline(stats.FEW, color=colours.faint, linewidth=1, linestyle=":", label=f"{stats.FEW} times")
     axes.set_xlim(1, len(counts))
     axes.set_ylim(0.8)
@@ -328,21 +336,23 @@ _STYLE = """
   --masked: #dbe6f3; --kept: #dcebd8; --random: #f6e1c6; --code: #f5f6f8 }
 @media (prefers-color-scheme: dark) { :root { --paper: #15181d; --ink: #d7dce2; --faint: #98a1ad; --line: #2c323a;
   --masked: #2b425e; --kept: #2c4a33; --random: #5a4220; --code: #1d2127 } }
-body { background: var(--paper); color: var(--ink); margin: 0 auto; max-width: 1180px; padding: 24px 20px 60px;
+body { background: var(--paper); color: var(--ink); margin: 0 auto; max-width: 1240px; padding: 24px 20px 60px;
   font: 15px/1.55 system-ui, sans-serif }
 h1 { font-size: 24px; margin: 0 0 4px } h2 { font-size: 17px; margin: 36px 0 8px }
 p { margin: 4px 0 } .faint { color: var(--faint) }
 img { width: 100%; height: auto; margin-top: 12px }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: 3px 24px 3px 0; border-bottom: 1px solid var(--line); font-weight: normal;
+th, td { text-align: left; padding: 3px 16px 3px 0; border-bottom: 1px solid var(--line); font-weight: normal;
   vertical-align: top }
 thead th { color: var(--faint) } td.n, th.n { text-align: right; white-space: nowrap }
 .record { border: 1px solid var(--line); border-radius: 6px; padding: 10px 14px; margin: 10px 0 }
 .record p { overflow-wrap: anywhere } .side { color: var(--faint); margin-inline-end: 8px }
-mark { color: inherit; border-radius: 3px; padding: 1px 3px } mark.masked { background: var(--masked) }
+mark { color: inherit; border-radius: 3px; padding: 1px 1px } mark.masked { background: var(--masked) }
 mark.kept { background: var(--kept); border-bottom: 2px dotted } mark.random { background: var(--random) }
-mark s { opacity: .7 } b.special { color: var(--faint); font-weight: normal; font-size: 12px }
+mark s { opacity: .7 } .record b { color: var(--faint); font-weight: normal; font-size: 12px }
+.columns { display: flex; flex-wrap: wrap; column-gap: 48px } section { max-width: 100% }
+section p { max-width: 34em }
 .pieces { overflow-wrap: anywhere } .pieces span { background: var(--code); border-radius: 3px; padding: 1px 5px;
   margin: 2px 4px 2px 0; display: inline-block }
 """
@@ -368,27 +378,29 @@ def page(
     """
     first, second = stats.headline(manifest)
     whole = stats.whole_counts(manifest)
+    measured = "<h2>Measured</h2>" + _table([], [[left, right] for left, right in stats.summary(found, manifest)], 2)
+    if manifest.levels:
+        measured += (
+            "<h2>What needs no network</h2><p class=faint>Loss (nats) and accuracy on the held-out masked tokens. A "
+            "model whose loss stays near the unigram level knows how frequent words are, and no more.</p>"
+            + _table(["", "loss", "accuracy"], [list(row) for row in stats.levels(manifest)])
+        )
+    head = ["", *(cell for split in manifest.splits for cell in (split, "share"))]
+    counted = "<h2>Counted while it was made</h2>" + _table(head, _cells(stats.counts(manifest)))
+    if whole:
+        counted += _table(["whole input", "", "share"], _cells([(left, [cell]) for left, cell in whole]))
     parts = [
         f"<h1>{_e(name)}</h1><p class=faint>{_e(first)}</p><p class=faint>{_e(second)}</p>",
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_data_uri(dark)}">'
         f'<img src="{_data_uri(light)}" alt="Panels; their figures stand in the tables below"></picture>',
-        "<h2>Measured</h2>" + _table([], [[left, right] for left, right in stats.summary(found, manifest)], 2),
-        "<h2>Counted while they were made</h2>"
-        + _table(["", *manifest.splits], [[left, *cells] for left, cells in stats.counts(manifest)]),
-        _table([], [list(row) for row in whole]) if whole else "",
-        "<h2>What needs no network</h2><p class=faint>Loss (nats) and accuracy on the held-out masked tokens. A model "
-        "whose loss stays near the unigram level knows how frequent words are, and no more.</p>"
-        + _table(["", "loss", "accuracy"], [list(row) for row in stats.levels(manifest)])
-        if manifest.levels
-        else "",
-        "<h2>Records</h2><p class=faint>Drawn at random; the original text is shown. "
-        "<mark class=masked>masked</mark> became [MASK], <mark class=kept>kept</mark> stayed and is asked for "
-        "nevertheless, <mark class=random><s>random</s> other</mark> became another piece.</p>"
-        + "".join(map(_record, views)),
+        f"<div class=columns><section>{measured}</section><section>{counted}</section></div>",
+        "<h2>Records</h2><p class=faint>Drawn at random, with their original text. Of the chosen pieces, "
+        "<mark class=masked>these</mark> became [MASK], <mark class=kept>these</mark> were kept, and "
+        "<mark class=random><s>these</s> others</mark> were replaced at random.</p>" + "".join(map(_record, views)),
         "<h2>Pieces</h2>" + _piece_lists(found, tokenizer),
         "<h2>Settings and inputs</h2>" + _settings(manifest),
     ]
-    body = "\n".join(part for part in parts if part)
+    body = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -415,6 +427,10 @@ def _table(head: list[str], rows: list[list[str]], words: int = 1) -> str:
     return f"<div class=wide><table>{top}<tbody>{''.join(line(row, 'td') for row in rows)}</tbody></table></div>"
 
 
+def _cells(rows: list[tuple[str, list[tuple[str, str]]]]) -> list[list[str]]:
+    return [[name, *(text for cell in cells for text in cell)] for name, cells in rows]
+
+
 def _record(one: View) -> str:
     lines = [f"<p class=faint>{_e(one.title)}{_e('; ' + one.documents if one.documents else '')}</p>"]
     for name, pieces in zip("AB", one.segments, strict=False):
@@ -423,8 +439,10 @@ def _record(one: View) -> str:
             shown = _e(piece.text)
             if piece.fate == "random":
                 shown = f"<s>{shown}</s> {_e(piece.now)}"
-            if piece.fate:
+            if piece.now:
                 shown = f'<mark class={piece.fate} title="{_e(piece.now)}">{shown}</mark>'
+            elif piece.fate:
+                shown = f"<b>{shown}</b>"
             text += piece.blank + shown
         lines.append(f"<p dir=auto><span class=side>{name}</span>{text}</p>")
     return f"<div class=record>{''.join(lines)}</div>"
