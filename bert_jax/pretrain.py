@@ -23,7 +23,7 @@ from bert_jax.config import BertConfig, Recipe, Stage, digest, load_recipe, with
 from bert_jax.data.feed import ahead, to_devices
 from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches, open_dataset, train_batch
 from bert_jax.data.order import Order
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, counted
 from bert_jax.model import bert
 from bert_jax.store import rundir
 from bert_jax.store.checkpoint import Checkpoints
@@ -92,7 +92,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     checkpoints = Checkpoints(run_dir, recipe.checkpoint.keep)
     done = checkpoints.latest() or 0
     if done >= recipe.steps and (run_dir / "report.json").exists():
-        print(f"{run_dir}: all {recipe.steps:,} steps are done; `bert-jax report {run_dir}` shows them")
+        print(f"{run_dir}: finished after {counted(recipe.steps, 'step')}; `bert-jax report {run_dir}` shows them")
         checkpoints.close()
         return 0
 
@@ -122,10 +122,11 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     eval_step = jax.jit(make_eval_step(loss, weigh))
     report = Reporter(run_dir, recipe.steps, recipe.report.seconds, recipe.report.tensorboard, first)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    platform = jax.devices()[0].platform
     report.say(
-        f"{parameters:,} parameters on {mesh.size} {jax.devices()[0].platform} device(s), {execution.dtype};"
-        f" {stages[0].train.records:,} records of {stages[0].train.manifest.length} tokens;"
-        + (f" continuing after step {done:,}" if done else f" {recipe.steps:,} steps")
+        f"{parameters:,} parameters on {counted(mesh.size, platform + ' device')}, {execution.dtype};"
+        f" {counted(stages[0].train.records, 'record')} of {stages[0].train.manifest.length} tokens;"
+        + (f" continuing after step {done:,}" if done else f" {counted(recipe.steps, 'step')}")
     )
 
     def save(state: TrainState) -> None:
@@ -149,7 +150,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
             report.step(row, pending.batch.tokens)
             if row["skipped"] >= recipe.train.skip_limit:
                 raise UserError(
-                    f"{recipe.train.skip_limit} steps in a row had a loss or gradient that is not finite",
+                    f"{counted(recipe.train.skip_limit, 'step')} in a row had a loss or gradient that is not finite",
                     f"step {row['step']}",
                     "lower the learning rate or lengthen the warm-up; the newest checkpoint is from before",
                 )

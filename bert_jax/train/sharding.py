@@ -10,7 +10,7 @@ import jax
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, counted
 
 # Logical axis of an array → mesh axis it is spread over. `data` holds copies of the parameters, `fsdp` pieces of
 # them; rows of a batch are spread over both. Every logical name of the model stands here.
@@ -37,7 +37,7 @@ def make_mesh(data: int = 0, fsdp: int = 1, devices: Sequence[Any] | None = None
     devices = list(jax.devices() if devices is None else devices)
     if len(devices) % fsdp or (data and data * fsdp != len(devices)):
         raise UserError(
-            f"a mesh of data {data or 'any'} × fsdp {fsdp} does not fit {len(devices)} devices",
+            f"a mesh of data {data or 'any'} × fsdp {fsdp} does not fit {counted(len(devices), 'device')}",
             "train",
             "choose mesh_data and mesh_fsdp so that their product is the number of devices",
         )
