@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
     if not recipe.data.path:
         raise UserError("no data directory", "data.path", "give --data DIR")
     kill_at = _fault(args.fault)
+    if args.distributed:
+        sharding.join_processes()
     with Notice() as notice:  # from here on: a compilation that is interrupted takes the process down with it
-        if args.distributed:
-            jax.distributed.initialize()
         return pretrain(recipe, args.run, notice, kill_at)
 
 
@@ -86,13 +86,14 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
         sharding.check_batch(mesh, recipe.train.evaluate_batch, 1, "train.evaluate_batch")
     first = jax.process_index() == 0
     manifests = [hashlib.sha256((s.path / "manifest.json").read_bytes()).hexdigest() for s in stages]
-    if first:
-        provenance = rundir.describe(digest(recipe), manifests, dict(mesh.shape))
-        rundir.open_run(run_dir, recipe, config, [stage.path for stage in stages], provenance)
+    provenance = rundir.describe(digest(recipe), manifests, dict(mesh.shape))
+    sources = [stage.path for stage in stages]
+    sharding.on_first_process(lambda: rundir.open_run(run_dir, recipe, config, sources, provenance))
     checkpoints = Checkpoints(run_dir, recipe.checkpoint.keep)
     done = checkpoints.latest() or 0
     if done >= recipe.steps and (run_dir / "report.json").exists():
-        print(f"{run_dir}: finished after {counted(recipe.steps, 'step')}; `bert-jax report {run_dir}` shows them")
+        if first:
+            print(f"{run_dir}: finished after {counted(recipe.steps, 'step')}; `bert-jax report {run_dir}` shows them")
         checkpoints.close()
         return 0
 
@@ -156,6 +157,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
                 )
 
     # -------------------------------------------------------------------------------------------------- the loop
+    noticed = sharding.Agreement(mesh)
     with sharding.on(mesh), report:
         for stage in stages:
             begin, end = stage.first_step, stage.first_step + stage.settings.steps
@@ -181,7 +183,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
                         pending = Pending(step, metrics, batch)
                     if step == max(done, begin) + 1:
                         report.pause()  # rates leave the compilation out
-                    stop = notice.given  # read once: a notice that comes a line later waits for the next step
+                    stop = noticed.any(notice.given)  # asked once: a later notice waits for the next step
                     saves = step % recipe.checkpoint.every == 0 or step == recipe.steps or stop
                     measures = step % recipe.train.evaluate_every == 0 or step == end
                     if saves or measures or step == kill_at:
