@@ -6,7 +6,8 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ LENGTHS = (16, 32, 64, 96, 128, 192, 256, 384, 512)  # beyond: multiples of 512
 ROWS = (1, 8, 32)
 # One compiled layer in a loop: 4 to 9 times faster at the first call, as fast afterwards (base on two cores).
 LOOP = Execution(scan=True)
+REMEDY = "give a run directory or a transformers directory"
 
 Text = str | tuple[str, str]
 Pool = Literal["cls", "mean", "pooled", "tokens"]
@@ -43,7 +45,7 @@ class Guess:
     probability: float
 
 
-def load(path: str | Path, step: int | None = None) -> Model:
+def load(path: str | os.PathLike, step: int | None = None) -> Model:
     """Open a run directory or a transformers directory.
 
     Args:
@@ -52,8 +54,10 @@ def load(path: str | Path, step: int | None = None) -> Model:
         step: a checkpoint of the run; the newest complete one if not given.
 
     Raises:
-        UserError: there is no model, or its files do not fit each other.
+        UserError: there is no model (what is there instead is named), or its files do not fit each other.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"load takes a path, this is {_kind(path)}", "path", REMEDY)
     path = Path(path)
     if (path / "recipe.toml").is_file() and not huggingface.is_directory(path):
         config, tokenizer = load_config(path), Tokenizer.load(path / "tokenizer")
@@ -62,8 +66,7 @@ def load(path: str | Path, step: int | None = None) -> Model:
         config, params, _ = huggingface.read(path)
         tokenizer = Tokenizer.load(path)
     else:
-        what = "holds no model" if path.exists() else "does not exist"
-        raise UserError(f"this {what}", str(path), "give a run directory or a transformers directory")
+        raise _no_model(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} pieces, the model {config.vocab_size}",
@@ -71,6 +74,31 @@ def load(path: str | Path, step: int | None = None) -> Model:
             "put the tokenizer there that the model was trained with",
         )
     return Model(config, params, tokenizer)
+
+
+def _no_model(path: Path) -> UserError:
+    """What stands at `path` instead of a model, and what to give."""
+
+    def has(*names: str) -> bool:
+        return any((path / name).exists() for name in names)
+
+    above = path.absolute().parents
+    holder = next((p for p in above if (p / "recipe.toml").is_file() and (p / "model.json").is_file()), None)
+    if not path.exists():
+        return UserError("this does not exist", str(path), REMEDY)
+    if holder:
+        return UserError("this is a part of a run", str(path), f"give the run directory, {holder}")
+    if not path.is_dir():
+        return UserError("this is a file", str(path), REMEDY)
+    if has("manifest.json"):
+        return UserError("this is a data set", str(path), "give the run directory of a model that was trained on it")
+    if has("model.safetensors"):
+        return UserError("these are weights without their config.json", str(path), "copy the whole directory")
+    if has("tokenizer.json", "vocab.txt", "spiece.model"):
+        return UserError("this is a tokenizer without a model", str(path), REMEDY)
+    if not any(path.iterdir()):
+        return UserError("this directory is empty", str(path), REMEDY)
+    return UserError("this holds no model", str(path), REMEDY)
 
 
 class Model:
@@ -122,11 +150,11 @@ class Model:
             float32[len(texts), D]; for "tokens" a list of float32[tokens, D].
 
         Raises:
-            UserError: no such layer or pooling, or a length that the position table does not have.
+            UserError: no such layer or pooling, a length that the position table does not have, or something
+                else than texts.
         """
         layer = self._layer(layer, pool)
-        if isinstance(texts, str):
-            raise UserError("encode takes a list of texts, this is one string", "texts", "write [text]")
+        texts = _checked(texts)
         rows = _rows(self.tokenizer, texts, self._length(length))
         found: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
         for numbers, batch in _batches(rows, self.tokenizer.special.pad, self.config.positions):
@@ -143,7 +171,7 @@ class Model:
         Only here does "[MASK]" in a text stand for the mask; everywhere else it is ordinary characters.
 
         Raises:
-            UserError: the text has no [MASK], is longer than the position table, or the model has no
+            UserError: the text is no string, has no [MASK], is longer than the position table, or the model has no
                 masked-LM head.
         """
         check_masked(text)
@@ -193,7 +221,9 @@ class Model:
 
 
 def check_masked(text: str) -> None:
-    """Raises UserError if the text has no [MASK]."""
+    """Raises UserError if the text is no string or has no [MASK]."""
+    if not isinstance(text, str):
+        raise UserError(f"fill_mask takes one string, this is {_kind(text)}", "text", "give it one text at a time")
     if MASK not in text:
         raise UserError("the text has no [MASK]", _short(text), "write [MASK] in place of the word to guess")
 
@@ -238,6 +268,30 @@ class Row:
     ids: np.ndarray
     segments: np.ndarray
     own: np.ndarray
+
+
+def _checked(texts: Sequence[Text]) -> list[Text]:
+    """The texts as a list; raises UserError unless they are strings and pairs of strings."""
+    if isinstance(texts, str):
+        raise UserError("encode takes a list of texts, this is one string", "texts", "write [text]")
+    if not isinstance(texts, Iterable):
+        raise UserError(f"encode takes a list of texts, this is {_kind(texts)}", "texts", "write [text]")
+    texts = list(texts)
+    for number, item in enumerate(texts):
+        pair = isinstance(item, tuple | list)
+        if not isinstance(item, str) and not (pair and [isinstance(part, str) for part in item] == [True, True]):
+            found = f"{len(item)} parts" if pair and len(item) != 2 else f"{_kind(item)}"
+            raise UserError(
+                f"a text is a string or a pair of strings, this is {found}",
+                f"texts[{number}]",
+                "leave out what is no text",
+            )
+    return texts
+
+
+def _kind(value: object) -> str:
+    """The type of a value, for messages."""
+    return "None" if value is None else f"of type {type(value).__name__}"
 
 
 def _rows(tokenizer: Tokenizer, texts: Sequence[Text], length: int) -> list[Row]:

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 import types
 import typing
@@ -270,17 +271,21 @@ def load_recipe(path: str | Path, settings: typing.Sequence[str] = ()) -> Recipe
     """
     path = Path(path)
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError("there is no such recipe", str(path), "the shipped ones are in configs/") from None
     except IsADirectoryError:
         raise UserError("this is a directory", str(path), "name a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"not a TOML file ({error})", str(path), "mend it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 at byte {error.start:,}", str(path), "save it as UTF-8 text") from None
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _not_toml(error, text, path) from None
     if not tree.get("stage"):
         raise UserError("no [[stage]] says what to train", str(path), "begin with a copy of a recipe in configs/")
-    for text in settings:
-        _assign(tree, text)
+    for setting in settings:
+        _assign(tree, setting)
     return _build(Recipe, tree, "")
 
 
@@ -309,6 +314,24 @@ def with_data(recipe: Recipe, path: str) -> Recipe:
 
 
 # ------------------------------------------------------------------------------------------------- the parts
+
+
+def _not_toml(error: tomllib.TOMLDecodeError, text: str, path: Path) -> UserError:
+    """Where TOML ends, and the line as it stands there: the reader tells its place at the end of its message."""
+    lines = text.rstrip().split("\n")
+    place = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
+    line, column = (int(place[1]), int(place[2])) if place else (len(lines), len(lines[-1]) + 1)
+    said = lines[min(line, len(lines)) - 1].strip()
+    said = said if len(said) <= 60 else said[:59] + "…"
+    reason = str(error).partition(" (at ")[0]
+    remedy = 'write NAME = VALUE, text in "quotes", true and false in small letters, a section as [name] or [[stage]]'
+    if reason.startswith("Cannot"):  # "overwrite a value", "declare … twice"
+        remedy = "keep one of the two"
+    return UserError(
+        f"{said!r} is no TOML ({reason[:1].lower()}{reason[1:]})",
+        f"{path}, line {line}, column {column}",
+        remedy,
+    )
 
 
 def _assign(tree: dict[str, Any], text: str) -> None:

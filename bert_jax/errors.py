@@ -1,4 +1,4 @@
-"""The one exception meant for a person."""
+"""The one exception meant for a person, and how its sentences count."""
 
 from __future__ import annotations
 
@@ -17,3 +17,13 @@ class UserError(Exception):
     def __init__(self, what: str, where: str = "", remedy: str = "") -> None:
         self.what, self.where, self.remedy = what, where, remedy
         super().__init__((f"{where}: " if where else "") + what + (f"; {remedy}" if remedy else ""))
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> counted(1, "device"), counted(2000, "step")
+        ('1 device', '2,000 steps')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bert_jax.convert import huggingface
 from bert_jax.convert.huggingface import KINDS
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, counted
 from bert_jax.store.checkpoint import load_params
 from bert_jax.store.rundir import load_config, read_json
 from bert_jax.text.tokenizer import Tokenizer
@@ -37,6 +37,10 @@ def run(args: argparse.Namespace) -> int:
     """Write, and with `--prove` compare; a failed comparison leaves the files and ends with status 1."""
     if not (args.run / "recipe.toml").is_file():
         raise UserError("this is no run directory", str(args.run), "give one that `bert-jax pretrain` made")
+    if args.prove:
+        from bert_jax.convert.proof import check_libraries
+
+        check_libraries()  # before anything is written: what was not proved would stand in the way of a second try
     config = load_config(args.run)
     params, step = load_params(args.run, args.step)
     tokenizer = Tokenizer.load(args.run / "tokenizer")
@@ -66,7 +70,7 @@ def _prove(out: Path, kind: str, tokenizer: Tokenizer) -> int:
     reasons = [f"the first difference above {proof.tolerance:g} is in {proof.first_difference}"] * bool(
         proof.first_difference
     )
-    reasons += [f"{len(proof.other_ids)} texts have other ids"] * bool(proof.other_ids)
+    reasons += [f"{counted(len(proof.other_ids), 'text')} with other ids"] * bool(proof.other_ids)
     reasons += [f"{key}: {', '.join(names[:3])}" for key, names in proof.load_report.items()]
     raise UserError(f"not proved with {said}: {'; '.join(reasons)}", str(out), "see proof.json there")
 

@@ -23,7 +23,7 @@ from bert_jax.config import BertConfig, Recipe, Stage, digest, load_recipe, with
 from bert_jax.data.feed import ahead, to_devices
 from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches, open_dataset, train_batch
 from bert_jax.data.order import Order
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, counted
 from bert_jax.model import bert
 from bert_jax.store import rundir
 from bert_jax.store.checkpoint import Checkpoints
@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
     if not recipe.data.path:
         raise UserError("no data directory", "data.path", "give --data DIR")
     kill_at = _fault(args.fault)
+    if args.distributed:
+        sharding.join_processes()
     with Notice() as notice:  # from here on: a compilation that is interrupted takes the process down with it
-        if args.distributed:
-            jax.distributed.initialize()
         return pretrain(recipe, args.run, notice, kill_at)
 
 
@@ -86,13 +86,14 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
         sharding.check_batch(mesh, recipe.train.evaluate_batch, 1, "train.evaluate_batch")
     first = jax.process_index() == 0
     manifests = [hashlib.sha256((s.path / "manifest.json").read_bytes()).hexdigest() for s in stages]
-    if first:
-        provenance = rundir.describe(digest(recipe), manifests, dict(mesh.shape))
-        rundir.open_run(run_dir, recipe, config, [stage.path for stage in stages], provenance)
+    provenance = rundir.describe(digest(recipe), manifests, dict(mesh.shape))
+    sources = [stage.path for stage in stages]
+    sharding.on_first_process(lambda: rundir.open_run(run_dir, recipe, config, sources, provenance))
     checkpoints = Checkpoints(run_dir, recipe.checkpoint.keep)
     done = checkpoints.latest() or 0
     if done >= recipe.steps and (run_dir / "report.json").exists():
-        print(f"{run_dir}: all {recipe.steps:,} steps are done; `bert-jax report {run_dir}` shows them")
+        if first:
+            print(f"{run_dir}: finished after {counted(recipe.steps, 'step')}; `bert-jax report {run_dir}` shows them")
         checkpoints.close()
         return 0
 
@@ -122,10 +123,11 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     eval_step = jax.jit(make_eval_step(loss, weigh))
     report = Reporter(run_dir, recipe.steps, recipe.report.seconds, recipe.report.tensorboard, first)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    platform = jax.devices()[0].platform
     report.say(
-        f"{parameters:,} parameters on {mesh.size} {jax.devices()[0].platform} device(s), {execution.dtype};"
-        f" {stages[0].train.records:,} records of {stages[0].train.manifest.length} tokens;"
-        + (f" continuing after step {done:,}" if done else f" {recipe.steps:,} steps")
+        f"{parameters:,} parameters on {counted(mesh.size, platform + ' device')}, {execution.dtype};"
+        f" {counted(stages[0].train.records, 'record')} of {stages[0].train.manifest.length} tokens;"
+        + (f" continuing after step {done:,}" if done else f" {counted(recipe.steps, 'step')}")
     )
 
     def save(state: TrainState) -> None:
@@ -149,12 +151,13 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
             report.step(row, pending.batch.tokens)
             if row["skipped"] >= recipe.train.skip_limit:
                 raise UserError(
-                    f"{recipe.train.skip_limit} steps in a row had a loss or gradient that is not finite",
+                    f"{counted(recipe.train.skip_limit, 'step')} in a row had a loss or gradient that is not finite",
                     f"step {row['step']}",
                     "lower the learning rate or lengthen the warm-up; the newest checkpoint is from before",
                 )
 
     # -------------------------------------------------------------------------------------------------- the loop
+    noticed = sharding.Agreement(mesh)
     with sharding.on(mesh), report:
         for stage in stages:
             begin, end = stage.first_step, stage.first_step + stage.settings.steps
@@ -180,7 +183,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
                         pending = Pending(step, metrics, batch)
                     if step == max(done, begin) + 1:
                         report.pause()  # rates leave the compilation out
-                    stop = notice.given  # read once: a notice that comes a line later waits for the next step
+                    stop = noticed.any(notice.given)  # asked once: a later notice waits for the next step
                     saves = step % recipe.checkpoint.every == 0 or step == recipe.steps or stop
                     measures = step % recipe.train.evaluate_every == 0 or step == end
                     if saves or measures or step == kill_at:

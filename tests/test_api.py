@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,6 +25,7 @@ from bert_jax.text.tokenizer import Tokenizer
 from data_prep.train_tokenizer import TokenizerSettings, train
 from tests.readable import readable_config, readable_params, readable_tokenizer
 from tests.text import tiny
+from tests.world import write_data
 
 TEXTS = ["the capital of france is paris .", "berlin", "a number , a number ! " * 5, "return"]
 
@@ -183,11 +185,48 @@ def test_a_model_without_the_head_says_which_export_has_it(tmp_path: Path, model
         load(tmp_path / "lm").encode(["a"], pool="pooled")
 
 
-def test_load_names_what_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        load(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="holds no model"):
-        load(tmp_path)
+def test_load_names_what_is_no_model(tmp_path: Path, folder: Path) -> None:
+    def refused(path: Path) -> str:
+        with pytest.raises(UserError) as caught:
+            load(path)
+        assert caught.value.where == str(path) and "\n" not in str(caught.value)
+        return caught.value.what + "; " + caught.value.remedy
+
+    assert refused(tmp_path / "nowhere").startswith("this does not exist; give a run directory")
+    assert refused(tmp_path).startswith("this directory is empty; give a run directory")
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    assert refused(tmp_path).startswith("this holds no model; give a run directory")
+    assert refused(tmp_path / "notes.txt").startswith("this is a file; give a run directory")
+    data = write_data(tmp_path / "data")
+    assert refused(data) == "this is a data set; give the run directory of a model that was trained on it"
+    assert refused(data / "tokenizer").startswith("this is a tokenizer without a model; give a run directory")
+    shutil.copytree(folder, tmp_path / "half")
+    (tmp_path / "half" / "config.json").unlink()
+    assert refused(tmp_path / "half").startswith("these are weights without their config.json")
+    shutil.copytree(data / "tokenizer", tmp_path / "run" / "tokenizer")
+    for name in ("recipe.toml", "model.json"):
+        (tmp_path / "run" / name).touch()
+    assert (
+        refused(tmp_path / "run" / "tokenizer")
+        == f"this is a part of a run; give the run directory, {tmp_path / 'run'}"
+    )
+
+
+def test_what_is_no_text_or_path_is_told_at_the_door(model: Model) -> None:
+    with pytest.raises(UserError, match="^path: load takes a path, this is None; give a run directory"):
+        load(None)  # pyright: ignore[reportArgumentType]
+    for texts, message in [
+        (None, "^texts: encode takes a list of texts, this is None; write"),
+        (5, "^texts: encode takes a list of texts, this is of type int; write"),
+        (["a", 5], r"^texts\[1\]: a text is a string or a pair of strings, this is of type int; leave out"),
+        ([("a", None)], r"^texts\[0\]: a text is a string or a pair of strings, this is of type tuple"),
+        ([("a", "b", "a")], r"^texts\[0\]: a text is a string or a pair of strings, this is 3 parts"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            model.encode(texts)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="^text: fill_mask takes one string, this is of type list; give it one text"):
+        model.fill_mask(["the [MASK]"])  # pyright: ignore[reportArgumentType]
+    np.testing.assert_array_equal(model.encode(text for text in TEXTS), model.encode(TEXTS))  # pyright: ignore
 
 
 def test_the_verb_prints_every_text_and_its_guesses(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from bert_jax.cli import main
+from bert_jax.errors import UserError, counted
+from bert_jax.store.report import _pace
 from bert_jax.store.rundir import read_metrics
+from bert_jax.text.records import open_shard
 from bert_jax.text.tokenizer import Tokenizer
 from tests.world import VOCABULARY, bert_jax, write_data, write_recipe
 
@@ -139,6 +142,18 @@ def test_a_run_directory_that_is_a_file(refused: Cli, recipe: Path, data: Path, 
     assert "notes.txt: this is a file; name a directory for the run" in line
 
 
+def test_an_empty_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n", encoding="utf-8")
+    with pytest.raises(UserError, match="vocab.txt: the vocabulary is empty; give a vocab.txt with one piece a line"):
+        Tokenizer.load(tmp_path / "vocab.txt")
+
+
+def test_a_shard_that_is_gzip_by_name_only(data: Path, tmp_path: Path) -> None:
+    shutil.copyfile(next(data.glob("train-*.tfrecord")), tmp_path / "fake.gz")
+    with pytest.raises(UserError, match="fake.gz: this is not gzip, whatever its name says; make it again, or rename"):
+        open_shard(tmp_path / "fake.gz")
+
+
 def test_an_empty_recipe(refused: Cli, data: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.toml").touch()
     line = refused("pretrain", tmp_path / "empty.toml", "--data", data, "--run", tmp_path / "run")
@@ -185,3 +200,13 @@ def test_an_exhausted_run_of_bad_steps_is_told(recipe: Path, data: Path, tmp_pat
     done = bert_jax("pretrain", recipe, "--data", data, "--run", tmp_path / "run", *settings)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "3 steps in a row had a loss or gradient that is not finite" in done.stderr
+
+
+def test_figures_are_said_as_a_person_would() -> None:
+    assert [counted(n, "device") for n in (0, 1, 2, 2000)] == ["0 devices", "1 device", "2 devices", "2,000 devices"]
+    assert [_pace(rate) for rate in (0.01, 0.4, 1.0, 1234.5)] == [
+        "100.0 s/step",
+        "2.5 s/step",
+        "1.0 steps/s",
+        "1,234.5 steps/s",
+    ]

@@ -70,9 +70,29 @@ def test_a_wrong_setting_gets_one_sentence(setting: str, message: str, tmp_path:
 def test_a_recipe_that_is_missing_or_no_toml(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing.toml: there is no such recipe"):
         load_recipe(tmp_path / "nothing.toml")
-    (tmp_path / "bad.toml").write_text("[train\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"bad.toml: not a TOML file"):
+    (tmp_path / "bad.toml").write_bytes(b"[train]\n\xff\n")
+    with pytest.raises(UserError, match=r"bad.toml: not UTF-8 at byte 8; save it as UTF-8"):
         load_recipe(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[model]\r\npreset = tiny\r\n", "line 2, column 10: 'preset = tiny' is no TOML (invalid value); write NAME ="),
+        (
+            "[train]\nseed = 1\nseed = 2\n",
+            "line 3, column 9: 'seed = 2' is no TOML (cannot overwrite a value); keep one",
+        ),
+        ("[train]\nbeta1 = [1,\n\n", "line 2, column 12: 'beta1 = [1,' is no TOML (invalid value); write"),
+        ("x" * 100, f"line 1, column 101: '{'x' * 59}…' is no TOML (expected '=' after a key in a key/value pair)"),
+        ("[train\n", "line 1, column 7: '[train' is no TOML (expected ']' at the end of a table declaration)"),
+    ],
+)
+def test_what_is_no_toml_names_line_and_column(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_bytes(text.encode())
+    with pytest.raises(UserError) as caught:
+        load_recipe(tmp_path / "bad.toml")
+    assert str(caught.value).startswith(f"{tmp_path / 'bad.toml'}, {message}")
 
 
 def test_a_width_that_heads_do_not_divide() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -73,6 +75,19 @@ def test_a_run_and_its_export_answer_alike(run_dir: Path, tmp_path: Path) -> Non
     text = "the [MASK] of france is paris ."
     assert load(run_dir).fill_mask(text) == load(tmp_path / "out").fill_mask(text)
     assert load(run_dir).fill_mask(text) != load(run_dir, step=5).fill_mask(text)
+
+
+def test_a_proof_that_cannot_be_made_is_refused_before_anything_is_written(run_dir: Path, tmp_path: Path) -> None:
+    """In a process of its own, in which both libraries are missing."""
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; from bert_jax.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "export", str(run_dir), str(tmp_path / "out"), "--prove"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert "--prove: the proof cannot import transformers (" in done.stderr and " and torch (" in done.stderr
+    assert done.stderr.endswith("; pip install 'bert-jax[hf]' torch\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_a_finished_run_says_so_and_changes_nothing(world: tuple[Path, Path], tm
         *("pretrain", world[0], "--data", world[1], "--run", tmp_path / "run"),
         *("--set", "stage.0.steps=5", "--set", "stage.1.steps=5"),
     )
-    assert again.returncode == 0 and "all 10 steps are done" in again.stdout
+    assert again.returncode == 0 and "finished after 10 steps" in again.stdout
     assert (tmp_path / "run" / "report.json").read_bytes() == before
     assert json.loads(before)["step"] == 10
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,9 @@ from bert_jax.text.tokenizer import Tokenizer
 # Float32 sums in another order: in trials 1.3e-5 at BERT's size, 6e-5 with weights far larger than trained
 # ones.
 TOLERANCE = 1e-4
+
+# Library → what pip is to install for it.
+LIBRARIES = {"transformers": "'bert-jax[hf]'", "torch": "torch"}
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -49,6 +53,20 @@ class Proof:
     versions: dict[str, str]
 
 
+def check_libraries() -> None:
+    """Raises UserError naming each library of the proof that cannot be imported, and what installs it."""
+    failed = {}
+    for name, package in LIBRARIES.items():
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            failed[package] = f"{name} ({error})"
+    if failed:
+        raise UserError(
+            f"the proof cannot import {' and '.join(failed.values())}", "--prove", f"pip install {' '.join(failed)}"
+        )
+
+
 def prove(
     directory: str | Path,
     config: BertConfig,
@@ -64,17 +82,12 @@ def prove(
     of the batch.
 
     Raises:
-        UserError: transformers or torch is not installed.
+        UserError: transformers or torch cannot be imported.
     """
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise UserError(
-            f"the proof needs transformers and torch ({error.name} is missing)",
-            "",
-            "pip install 'bert-jax[hf]' torch",
-        ) from None
+    check_libraries()
+    import torch
+    import transformers
+
     transformers.utils.logging.disable_progress_bar()
 
     architecture = KINDS[kind].architecture

@@ -133,7 +133,7 @@ class Reporter:
         self.say(
             f"step {row['step']:,}/{self.total:,}  loss {row['loss']:.3f}  masked LM {row['masked_lm_loss']:.3f}"
             f" ({row['masked_lm_accuracy']:.1%})  rate {row['learning_rate']:.2e}"
-            f"  {rate:,.1f} steps/s  {tokens:,.0f} tokens/s  ETA {_duration(left)}"
+            f"  {_pace(rate)}  {tokens:,.0f} tokens/s  ETA {_duration(left)}"
         )
         self._scalars("train", {**row, "tokens_per_second": tokens})
         self.flush()
@@ -144,6 +144,11 @@ class Reporter:
             for name, value in row.items():
                 if isinstance(value, float):
                     self._events.add_scalar(f"{group}/{name}", value, row["step"])
+
+
+def _pace(rate: float) -> str:
+    """Steps a second, or seconds a step where there are more of those."""
+    return f"{rate:,.1f} steps/s" if rate >= 1 else f"{1 / rate:,.1f} s/step"
 
 
 def _duration(seconds: float) -> str:

@@ -68,13 +68,10 @@ def read_json(path: Path) -> Any:
 # ------------------------------------------------------------------------------------- opening and continuing
 
 
-def open_run(run: Path, recipe: Recipe, config: BertConfig, sources: list[Path], provenance: dict[str, Any]) -> bool:
+def open_run(run: Path, recipe: Recipe, config: BertConfig, sources: list[Path], provenance: dict[str, Any]) -> None:
     """Make a run directory, or check that the one there is this run's.
 
     `sources` are the data directories; the first one's tokenizer and manifest are copied.
-
-    Returns:
-        True if the directory held this run already.
 
     Raises:
         UserError: it holds another run (the first differing setting is named), or something else.
@@ -86,7 +83,7 @@ def open_run(run: Path, recipe: Recipe, config: BertConfig, sources: list[Path],
         _same_recipe(recipe_path, recipe)
         if read_json(run / "provenance.json")["manifests"] != provenance["manifests"]:
             raise UserError("this run began on other shards", str(run), "give those, or another run directory")
-        return True
+        return
     if run.exists() and any(run.iterdir()):
         raise UserError("this directory is not empty and holds no run", str(run), "choose another")
     run.mkdir(parents=True, exist_ok=True)
@@ -95,7 +92,6 @@ def open_run(run: Path, recipe: Recipe, config: BertConfig, sources: list[Path],
     write_json(run / "model.json", dataclasses.asdict(config))
     write_json(run / "provenance.json", provenance)
     write_text(recipe_path, to_toml(recipe))  # last: a directory with a recipe is a run
-    return False
 
 
 def _same_recipe(path: Path, recipe: Recipe) -> None:

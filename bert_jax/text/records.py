@@ -183,7 +183,9 @@ def open_shard(path: str | os.PathLike) -> Shard:
         # A first record of 35,615 bytes would begin with the magic of gzip too, but then its checksum holds.
         framed = len(head) == _FRAME and _mask(google_crc32c.value(head[:8])) == struct.unpack("<I", head[8:])[0]
         packed = head[:2] == b"\x1f\x8b" and not framed
-        source = _unpacked(path) if packed or path.suffix == ".gz" else path
+        if path.suffix == ".gz" and not packed:
+            raise UserError("this is not gzip, whatever its name says", str(path), "make it again, or rename it")
+        source = _unpacked(path) if packed else path
         size = source.stat().st_size
     except OSError as error:
         raise UserError(f"the shard cannot be read ({error.strerror})", str(path)) from None

@@ -361,6 +361,8 @@ def _from_vocab_bytes(data: bytes, where: str, config: dict) -> Tokenizer:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"the vocabulary is not UTF-8 at byte {error.start}", where, "convert it") from None
+    if not text.strip():
+        raise UserError("the vocabulary is empty", where, "give a vocab.txt with one piece a line")
     # Only \n separates: some vocabularies hold U+0085 or U+2028 as pieces.
     pieces = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     options = {key: config[key] for key in ("strip_accents", "tokenize_chinese_chars") if key in config}
