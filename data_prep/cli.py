@@ -151,8 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("data", help="data set directory")
     one.add_argument("--out", help="directory for stats.html, a page of its own, and stats.png")
     one.add_argument("--split", default="train", help="to measure: train or heldout (default: train)")
-    option(one, "--records", RECORDS, "records to read at most, by shards drawn at random", type=_positive)
-    option(one, "--seed", 0, "of that drawing")
+    option(one, "--records", RECORDS, "records to read at most, spread over all shards", type=_positive)
+    option(one, "--seed", 0, "of that choice, and of the records shown")
 
     one = command("pydoc", _pydoc, "Write the demo corpus: Python's own documentation on this machine.")
     one.add_argument("out", help="text file to make")
@@ -272,7 +272,7 @@ def _job(arguments: argparse.Namespace) -> Job:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from data_prep.stats import inspect
+    from data_prep.views import inspect
 
     record = None if arguments.random else arguments.record or 0
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bert_jax.errors import UserError
+from bert_jax.text.corrupt import special_ids
 from bert_jax.text.manifest import Manifest
 from bert_jax.text.tokenizer import Tokenizer
-from data_prep import stats
-from data_prep.stats import Found, View, plural
+from data_prep import stats, views
+from data_prep.stats import Found
+from data_prep.views import View, layout_of, plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,11 +41,11 @@ def write(directory: str, manifest: Manifest, found: Found, out: str, seed: int 
     Raises:
         UserError: `out` is a file or cannot be written.
     """
-    data = stats.open_data(directory, None, found.split)
-    views = [stats.view(data, number) for number in stats.draw(data.total, _SHOWN, seed)]
+    data = views.open_data(directory, None, found.split)
+    shown = [views.view(data, number) for number in views.draw(data.total, _SHOWN, seed)]
     light, dark = (picture(found, manifest, colours) for colours in (LIGHT, DARK))
     name = Path(directory).resolve().name
-    text = page(name, manifest, found, data.tokenizer, views, light, dark)
+    text = page(name, manifest, found, data.tokenizer, shown, light, dark)
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,7 @@ def picture(found: Found, manifest: Manifest, colours: Colours = LIGHT) -> bytes
     part = f"{found.read:,} of " if found.read < found.total else ""
     figure.suptitle(
         f"{found.split.capitalize()}: {part}{plural(found.total, 'record')} of {plural(found.length, 'token')}, "
-        f"layout {stats.layout_of(manifest)}",
+        f"layout {layout_of(manifest)}",
         x=0.012,
         ha="left",
         fontsize=15,
@@ -363,7 +365,7 @@ def page(
     manifest: Manifest,
     found: Found,
     tokenizer: Tokenizer,
-    views: list[View],
+    records: list[View],
     light: bytes,
     dark: bytes,
 ) -> str:
@@ -373,7 +375,7 @@ def page(
         name: of the data set.
         manifest, found: what there is to tell.
         tokenizer: names the pieces.
-        views: records to show.
+        records: to show.
         light, dark: the picture as PNG, for either background.
     """
     first, second = stats.headline(manifest)
@@ -396,7 +398,7 @@ def page(
         f"<div class=columns><section>{measured}</section><section>{counted}</section></div>",
         "<h2>Records</h2><p class=faint>Drawn at random, with their original text. Of the chosen pieces, "
         "<mark class=masked>these</mark> became [MASK], <mark class=kept>these</mark> were kept, and "
-        "<mark class=random><s>these</s> others</mark> were replaced at random.</p>" + "".join(map(_record, views)),
+        "<mark class=random><s>these</s> others</mark> were replaced at random.</p>" + "".join(map(_record, records)),
         "<h2>Pieces</h2>" + _piece_lists(found, tokenizer),
         "<h2>Settings and inputs</h2>" + _settings(manifest),
     ]
@@ -451,7 +453,7 @@ def _record(one: View) -> str:
 def _piece_lists(found: Found, tokenizer: Tokenizer) -> str:
     """The most frequent pieces, and of those that never occur an even selection."""
     counts = found.pieces.copy()
-    counts[stats.special_ids(found.special)] = -1
+    counts[special_ids(found.special)] = -1
     order = np.argsort(-counts, kind="stable")
     most = [number for number in order[:_LISTED].tolist() if counts[number] > 0]
     never = np.flatnonzero(counts == 0)
