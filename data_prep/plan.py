@@ -14,6 +14,7 @@ from bert_jax.errors import UserError
 from data_prep import clean, paths, sources, spool
 
 _SHARD_BYTES = 10_000_000  # of text; decides the number of shards, so that it does not hang on the machine
+_COUNTED = 40_000_000  # bytes of training text whose neighbours are counted for the reference levels
 _FILE = "documents"
 
 # One entry a document, in the order of the inputs: where its text lies, how often it is gone through, its split.
@@ -41,7 +42,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class Task:
-    """Shard `number` of `total` of a split: its documents among those numbered `first` to `last`-1, `bytes` of text."""
+    """Shard `number` of `total` of a split: its documents among those numbered `first` to `last`-1, `bytes` of text.
+
+    Of `counted` ones the pairs of neighbours are counted, for the reference levels.
+    """
 
     split: str
     number: int
@@ -49,6 +53,7 @@ class Task:
     first: int
     last: int
     bytes: int
+    counted: bool
 
     @property
     def name(self) -> str:
@@ -126,10 +131,11 @@ def make(
         ("heldout", heldout & (passes > 0), 0),
     ):
         ranges = _cut(found["size"] * passes * inside, inside, shards)
-        tasks += [
-            Task(split, number, len(ranges), first, last, int((found["size"] * inside)[first:last].sum()))
-            for number, (first, last) in enumerate(ranges)
-        ]
+        done = 0
+        for number, (first, last) in enumerate(ranges):
+            size = int((found["size"] * inside)[first:last].sum())
+            tasks.append(Task(split, number, len(ranges), first, last, size, split == "train" and done < _COUNTED))
+            done += size
     by_source = {
         name: {
             "documents": int((found["source"] == number).sum()),

@@ -188,9 +188,11 @@ def finish(begun: Begun, planned: plan.Plan, made: Sequence[shard.Made]) -> Mani
     splits = {name: _split([one for one in made if one.split == name]) for name in ("train", "heldout")}
     for name, split in splits.items():
         _check_rate(name, split, begun.job)
-    with paths.fetched(begun.out, [info.name for split in splits.values() for info in split.shards]) as local:
-        train, heldout = ([local / info.name for info in splits[name].shards] for name in ("train", "heldout"))
-        measured = levels.measure(train, heldout, tokenizer.vocab_size, tokenizer.special)
+    counted = [paths.read_bytes(shard.pairs_of(begun.work, task)) for task in planned.tasks if task.counted]
+    heldout = [info.name for info in splits["heldout"].shards]
+    with paths.fetched(begun.out, heldout) as folder:
+        local = [folder / name for name in heldout]
+        measured = levels.measure(counted, local, tokenizer.vocab_size, tokenizer.special)
     manifest = Manifest(
         tokenizer=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,

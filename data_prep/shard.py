@@ -14,7 +14,7 @@ from bert_jax.text.features import Records, RecordSpec
 from bert_jax.text.manifest import ShardInfo
 from bert_jax.text.records import write_shard
 from bert_jax.text.tokenizer import Tokenizer
-from data_prep import layouts, paths, plan, sentences, spool
+from data_prep import layouts, levels, paths, plan, sentences, spool
 
 _ROWS = 2048  # rows masked and written at a time
 _RUN = 4_000_000  # bytes of neighbouring documents read at a time
@@ -65,6 +65,11 @@ class Made:
 def note_of(work: str, task: plan.Task) -> str:
     """The file that says that a shard is whole, and what it holds."""
     return paths.join(work, task.name + ".json")
+
+
+def pairs_of(work: str, task: plan.Task) -> str:
+    """The file of a counted shard's pairs of neighbours, see levels.count."""
+    return paths.join(work, task.name + ".pairs")
 
 
 def finished(task: plan.Task, work: str, out: str) -> Made | None:
@@ -139,6 +144,10 @@ def make(
         with paths.staging(out) as folder:
             blocks = _blocks(task, settings, tokenizer, corpus, instances, counts)
             summary = write_shard(folder / task.name, blocks, spec)
+        if task.counted:
+            begins = corpus.sentences[corpus.documents]
+            counted = levels.count(corpus.ids, begins, corpus.numbers, tokenizer.vocab_size)
+            paths.write_bytes(pairs_of(work, task), counted)
         padding = summary.records * settings.length - summary.tokens
         info = ShardInfo(task.name, summary.records, summary.bytes, summary.sha256, summary.tokens, padding)
         made = Made(task.split, task.number, info, counts)
