@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_prep.levels import Bigram, TwoSided, _merge
+from data_prep.levels import Bigram, TwoSided, _merged, count
 
 V, SPECIAL = 12, 3
 
@@ -67,7 +67,19 @@ def test_two_sided_equals_the_sum_over_the_vocabulary(seed):
     np.testing.assert_array_equal(hit, top)
 
 
-def test_counts_of_parts_add_up():
-    keys, counts = _merge([(np.array([1, 5]), np.array([2, 3])), (np.array([1, 7]), np.array([4, 1]))])
-    assert keys.tolist() == [1, 5, 7] and counts.tolist() == [6, 3, 1]
-    assert [part.tolist() for part in _merge([])] == [[], []]
+def test_neighbours_are_counted_inside_documents_and_add_up_over_shards():
+    ids = np.array([3, 4, 5, 3, 4, 4, 6, 7], np.uint16)
+    one = count(ids, np.array([0, 3, 6, 8]), np.array([5, 7, 8]), V)  # document 7 is set apart
+    other = count(np.array([3, 4, 3, 4], np.uint16), np.array([0, 4]), np.array([30]), V)
+    aside, rest, both = (dict(zip(keys.tolist(), n.tolist(), strict=True)) for keys, n in _merged([one, other], V))
+    assert aside == {3 * V + 4: 1, 4 * V + 4: 1}
+    assert rest == {3 * V + 4: 3, 4 * V + 5: 1, 6 * V + 7: 1, 4 * V + 3: 1}
+    assert both == rest | {3 * V + 4: 4, 4 * V + 4: 1}
+    assert [len(keys) for keys, _ in _merged([], V)] == [0, 0, 0]
+
+
+def test_large_vocabularies_keep_their_keys_apart():
+    size = 120_000
+    packed = count(np.array([size - 1, size - 1, 0], np.int32), np.array([0, 3]), np.array([1]), size)
+    keys, counts = _merged([packed], size)[2]
+    assert keys.tolist() == [(size - 1) * size, size**2 - 1] and counts.tolist() == [1, 1]
