@@ -43,6 +43,7 @@ class BertConfig:
     attention_dropout: float = 0.1
     init_std: float = 0.02
     position_init: str = "normal"  # or "sinusoid": learned all the same, but neighbours are found within a short run
+    relations: int = 2  # labels of what a second segment is to the first; the data's layout says how many
 
     def __post_init__(self) -> None:
         _positive(self, "model", "vocab_size", "width", "layers", "heads", "feed_forward", "positions", "segments")
@@ -52,6 +53,8 @@ class BertConfig:
                 "model",
                 "choose a width that is a multiple of heads",
             )
+        if self.relations < 2:
+            raise UserError(f"relations = {self.relations} leave nothing to tell apart", "model", "give 2 or more")
         _one_of(self, "model", "activation", ("gelu", "gelu_tanh"))
         _one_of(self, "model", "position_init", ("normal", "sinusoid"))
         for name in ("hidden_dropout", "attention_dropout"):
@@ -125,8 +128,8 @@ class ModelSettings:
     init_std: float = 0.02
     position_init: str = "normal"
 
-    def bert(self, vocab_size: int) -> BertConfig:
-        """The network for a vocabulary of this size."""
+    def bert(self, vocab_size: int, relations: int = 2) -> BertConfig:
+        """The network for a vocabulary of this size and so many relations of the segments."""
         sizes = {name: getattr(self, name) for name in ("layers", "width", "heads", "feed_forward")}
         if self.width and not self.feed_forward:
             sizes["feed_forward"] = 4 * self.width
@@ -140,6 +143,7 @@ class ModelSettings:
             attention_dropout=self.attention_dropout,
             init_std=self.init_std,
             position_init=self.position_init,
+            relations=relations,
             **overrides,
         )
 

@@ -39,6 +39,13 @@ def run(args: argparse.Namespace) -> int:
             str(args.data),
             "make shorter ones",
         )
+    if dataset.manifest.relations not in (0, config.relations):
+        raise UserError(
+            f"these records tell {dataset.manifest.relations} relations of segments apart, the model"
+            f" {config.relations}",
+            str(args.data),
+            "give some of the layout that it was trained on",
+        )
     params, step = load_params(args.run, args.step)
     mesh = make_mesh()
     batch = -(-args.batch // mesh.size) * mesh.size

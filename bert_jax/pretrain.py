@@ -246,9 +246,17 @@ def open_stage(recipe: Recipe, number: int) -> OpenStage:
 
 def check_stages(recipe: Recipe, stages: list[OpenStage]) -> BertConfig:
     """The network that all stages train; raises `UserError` if their data do not fit it or each other."""
-    config = recipe.model.bert(stages[0].train.manifest.vocab_size)
+    relations = [stage.train.manifest.relations for stage in stages]
+    config = recipe.model.bert(stages[0].train.manifest.vocab_size, next(filter(None, relations), 2))
     for stage in stages:
         manifest = stage.train.manifest
+        if relations[stage.number] not in (0, config.relations):
+            raise UserError(
+                f"stage {stage.number}'s records tell {relations[stage.number]} relations of segments apart, those of"
+                f" an earlier stage {config.relations}",
+                str(stage.path),
+                "make all with one layout; those of one segment go with any",
+            )
         if Tokenizer.load(stage.path / "tokenizer").fingerprint != manifest.tokenizer:
             raise UserError(
                 "the shards were not made with the tokenizer that lies beside them",
@@ -312,6 +320,7 @@ def report_row(pending: Pending, stage: int) -> dict[str, Any]:
     figures = {
         name: float(total) / max(float(weight), 1.0)
         for name, (total, weight) in jax.device_get(pending.metrics).items()
+        if weight or not name.startswith("next_sentence")  # rows of one segment have no such figure
     }
     return {"step": pending.step, "stage": stage, **figures, "batch": pending.batch.digest}
 

@@ -399,22 +399,26 @@ def rows(corpus: Corpus, instances: Instances, length: int, special: Special) ->
     def go_on(which: np.ndarray, column: np.ndarray, begin: np.ndarray) -> None:
         """In these rows: [SEP] at `column`, and after it the tokens from `begin` on."""
         here = slice(None) if len(which) == len(ids) else which
+        behind = front[column]
+        np.logical_not(behind, out=behind)
         for out, values, mark in ((ids, corpus.ids, special.sep), (starts, corpus.word_start, False)):
-            later = _windows(values, begin - column - 1, length)
-            np.copyto(later, out[here], where=front[column])
-            np.put_along_axis(later, column[:, None], mark, axis=1)
-            out[here] = later
+            changed = out[here]
+            np.copyto(changed, _windows(values, begin - column - 1, length), where=behind)
+            np.put_along_axis(changed, column[:, None], mark, axis=1)
+            out[here] = changed
 
-    two = np.flatnonzero(b)
+    two, one = np.flatnonzero(b), np.flatnonzero(b == 0)
     if len(two):
         go_on(two, a[two] + 1, instances.b_begin[two])
-    borders = corpus.sentences[corpus.documents]
-    passed = np.searchsorted(borders, instances.a_begin, side="right")
-    inside = np.where(b > 0, 0, np.searchsorted(borders, instances.a_end) - passed)
-    for number in range(int(inside.max(initial=0))):
-        which = np.flatnonzero(inside > number)
-        border = borders[passed[which] + number]
-        go_on(which, border - instances.a_begin[which] + 1 + number, border)
+    inside = np.zeros(len(instances), np.int64)  # ends of documents within A
+    if len(one):
+        borders = corpus.sentences[corpus.documents]
+        passed = np.searchsorted(borders, instances.a_begin, side="right")
+        inside[one] = (np.searchsorted(borders, instances.a_end) - passed)[one]
+        for number in range(int(inside.max())):
+            which = np.flatnonzero(inside > number)
+            border = borders[passed[which] + number]
+            go_on(which, border - instances.a_begin[which] + 1 + number, border)
 
     sizes = np.where(b > 0, a + b + 3, a + 2 + inside)
     real = front[sizes]

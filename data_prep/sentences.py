@@ -23,6 +23,15 @@ szl tcy tet tt tt-cyrl ty tyv udm vec vls vmf vmw vot wa wls wo xal
 # Korean and Chinese have no rules of their own there: the general ones know their full stops, and the tests here say
 # how far they carry.
 LANGUAGES = (*_OWN.split(), "ko", "zh", *_LIKE.split())
+_NAMES = dict(
+    zip(
+        "amharic arabic bulgarian bengali catalan danish german greek english spanish finnish french gujarati hindi"
+        " armenian italian japanese kazakh kannada malayalam marathi burmese dutch punjabi polish portuguese russian"
+        " slovak tamil telugu ukrainian korean chinese".split(),
+        LANGUAGES,
+        strict=False,
+    )
+)
 
 
 def splitter(language: str) -> Callable[[str], list[str]]:
@@ -41,11 +50,12 @@ def splitter(language: str) -> Callable[[str], list[str]]:
     if language == "none":
         return lambda document: [line for text in document.split("\n") if (line := text.strip())]
     if language not in LANGUAGES:
-        near = difflib.get_close_matches(language.lower(), LANGUAGES, n=1, cutoff=0.0)[0]
+        plain = language.lower().partition("-")[0].partition("_")[0]
+        near = difflib.get_close_matches(plain, [*LANGUAGES, *_NAMES], n=1, cutoff=0.0)[0]
         raise UserError(
             f"no sentence rules are known for the language {language!r}",
             "--language",
-            f"did you mean {near!r}? en has the general rules, none takes each line as a sentence",
+            f"did you mean {_NAMES.get(near, near)!r}? en has the general rules, none takes each line as a sentence",
         )
     try:
         from sentencex import segment

@@ -115,6 +115,22 @@ def test_stages_made_with_different_tokenizers(refused: Cli, recipe: Path, data:
     assert "stage 1's shards were made with another tokenizer than stage 0's" in line
 
 
+def test_data_of_another_number_of_relations(refused: Cli, recipe: Path, data: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    shutil.copytree(data, both / "pair")
+    write_data(both / "three", layout="three")
+    settings = ["--set", "stage.0.data=three", "--set", "stage.1.data=pair"]
+    line = refused("pretrain", recipe, "--data", both, "--run", tmp_path / "run", *settings)
+    assert "stage 1's records tell 2 relations of segments apart, those of an earlier stage 3; make all" in line
+
+    run = tmp_path / "trained"
+    run.mkdir()
+    shutil.copy(data / "manifest.json", run)
+    (run / "model.json").write_text(json.dumps({"vocab_size": len(VOCABULARY), "positions": 16}), encoding="utf-8")
+    line = refused("evaluate", run, "--data", both / "three")
+    assert "these records tell 3 relations of segments apart, the model 2; give some of the layout" in line
+
+
 def test_a_directory_that_holds_something_else(refused: Cli, recipe: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
     settings = ["--set", "stage.0.batch=8", "--set", "stage.1.batch=16"]

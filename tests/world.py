@@ -27,17 +27,19 @@ def write_vocabulary(path: Path) -> Path:
     return path
 
 
-def write_data(directory: Path, records: int = 96, heldout: int = 24, shards: int = 2, seed: int = 0) -> Path:
-    """A data directory as `bert-data shards` leaves it."""
+def write_data(
+    directory: Path, records: int = 96, heldout: int = 24, shards: int = 2, seed: int = 0, layout: str = "pair"
+) -> Path:
+    """A data directory as `bert-data shards` leaves it; of layout "three", relation 1 is told from 2 by a coin."""
     directory.mkdir(parents=True)
     tokenizer = Tokenizer.load(write_vocabulary(directory / "vocab.txt"))
     tokenizer.save(directory / "tokenizer")
     rng = np.random.default_rng(seed)
     splits = {
-        "train": _write_split(directory, "train", records, shards, tokenizer, rng),
-        "heldout": _write_split(directory, "heldout", heldout, 1, tokenizer, rng),
+        "train": _write_split(directory, "train", records, shards, tokenizer, rng, layout),
+        "heldout": _write_split(directory, "heldout", heldout, 1, tokenizer, rng, layout),
     }
-    settings = {"rate": 0.15, "unit": "token", "mask_share": 0.8, "random_share": 0.1}
+    settings = {"rate": 0.15, "unit": "token", "mask_share": 0.8, "random_share": 0.1, "layout": layout}
     levels = {"uniform": {"loss": 3.8}} | {
         name: {"loss": loss, "accuracy": accuracy}
         for name, loss, accuracy in (("unigram", 3.6, 0.05), ("left_bigram", 2.0, 0.5), ("two_sided_bigram", 1.6, 0.6))
@@ -59,12 +61,20 @@ def write_data(directory: Path, records: int = 96, heldout: int = 24, shards: in
 
 
 def _write_split(
-    directory: Path, name: str, records: int, shards: int, tokenizer: Tokenizer, rng: np.random.Generator
+    directory: Path,
+    name: str,
+    records: int,
+    shards: int,
+    tokenizer: Tokenizer,
+    rng: np.random.Generator,
+    layout: str,
 ) -> Split:
     infos = []
     for number, part in enumerate(np.array_split(np.arange(records), shards)):
         file = f"{name}-{number:05d}-of-{shards:05d}.tfrecord"
         batch = _records(len(part), tokenizer, rng)
+        if layout == "three":
+            batch["relation"] = batch["next_sentence_labels"] * rng.integers(1, 3, len(part), dtype=np.int32)
         written = write_shard(directory / file, [batch], RecordSpec(LENGTH, PREDICTIONS))
         padding = len(part) * LENGTH - written.tokens
         infos.append(ShardInfo(file, written.records, written.bytes, written.sha256, written.tokens, padding))

@@ -105,9 +105,15 @@ def write(
         extra: texts of further files by name, such as where the weights come from.
 
     Raises:
-        UserError: `out` exists, cannot be written, or the tokenizer has more pieces than the word table has
-            rows.
+        UserError: `out` exists, cannot be written, the tokenizer has more pieces than the word table has rows,
+            or the class knows two relations of segments and the model has more.
     """
+    if config.relations != 2 and "next_sentence" in KINDS[kind].parts:
+        raise UserError(
+            f"{KINDS[kind].architecture} tells two relations of segments apart, this model {config.relations}",
+            str(out),
+            f"export it as {' or '.join(name for name in KINDS if 'next_sentence' not in KINDS[name].parts)}",
+        )
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} pieces, the word table {config.vocab_size} rows",

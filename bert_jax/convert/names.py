@@ -4,8 +4,8 @@ A row holds our path, the foreign name and one rearrangement of axes; import, ex
 same rows. Our layers are stacked on a leading L; a name with `{layer}` stands for L foreign tensors. What is
 left over on either side is an error.
 
-Letters: V vocabulary, T positions, S segments, D and E width, N heads, H head size, F feed-forward, C the two
-classes of next sentence.
+Letters: V vocabulary, T positions, S segments, D and E width, N heads, H head size, F feed-forward, C the classes
+of next sentence.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def sizes_of(config: BertConfig) -> dict[str, int]:
         "N": config.heads,
         "H": config.width // config.heads,
         "F": config.feed_forward,
-        "C": 2,
+        "C": config.relations,
     }
 
 

@@ -7,11 +7,13 @@ import numpy as np
 HostBatch = dict[str, np.ndarray]
 
 
-def padded(records: dict[str, np.ndarray]) -> HostBatch:
+def padded(records: dict[str, np.ndarray], relations: int = 2) -> HostBatch:
     """One record a row, padded to the shards' length.
 
     Args:
         records: as `text.records` reads them, n records of T tokens and P predictions.
+        relations: labels of the segments' relation. Of more than two they come from the feature `relation`; of
+            none (rows of one segment) all `nsp_weights` are 0.
 
     Returns:
         `input_ids segment_ids position_ids sequence_ids` int32[n, T]; `mlm_positions mlm_labels` int32[n, P],
@@ -27,8 +29,8 @@ def padded(records: dict[str, np.ndarray]) -> HostBatch:
         "mlm_labels": records["masked_lm_ids"],
         "mlm_weights": records["masked_lm_weights"],
         "cls_positions": np.zeros((n, 1), np.int32),
-        "nsp_labels": records["next_sentence_labels"].reshape(n, 1),
-        "nsp_weights": np.ones((n, 1), np.float32),
+        "nsp_labels": records["relation" if relations > 2 else "next_sentence_labels"].reshape(n, 1),
+        "nsp_weights": np.full((n, 1), float(relations > 0), np.float32),
     }
 
 

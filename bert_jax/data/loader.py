@@ -46,11 +46,23 @@ class Dataset:
             inside = numbers[chosen] - self.starts[place]
             part = shard.read(inside)
             check(part, spec, self.manifest.vocab_size, str(shard.path), inside)
+            _check_relation(part, self.manifest.relations, str(shard.path))
             parts.append(part)
             order.append(chosen)
         back = np.argsort(np.concatenate(order), kind="stable")
         shared = set.intersection(*(set(part) for part in parts))
         return {name: np.concatenate([part[name] for part in parts])[back] for name in shared}
+
+
+def _check_relation(records: Records, relations: int, where: str) -> None:
+    if relations > 2:
+        found = records.get("relation")
+        if found is None or ((found < 0) | (found >= relations)).any():
+            raise UserError(
+                f"records lack a relation from 0 to {relations - 1}, which their manifest's layout has",
+                where,
+                "copy the shards and manifest.json from one place, or make them anew",
+            )
 
 
 def open_dataset(directory: str | Path, split: str) -> Dataset:
@@ -101,7 +113,9 @@ def train_batch(dataset: Dataset, order: Order, t: int, rows: slice, masking: st
     if masking == "dynamic":
         keys = row_keys((order.seed, order.stage), epochs[rows], numbers[rows])
         records = remask(records, dataset.manifest, keys)
-    return TrainBatch(t, padded(records), int(dataset.tokens[numbers].sum()), digest(numbers))
+    return TrainBatch(
+        t, padded(records, dataset.manifest.relations), int(dataset.tokens[numbers].sum()), digest(numbers)
+    )
 
 
 def remask(records: Records, manifest: Manifest, keys: np.ndarray) -> Records:
@@ -132,5 +146,5 @@ def heldout_batches(dataset: Dataset, batch: int, rows: slice) -> Iterator[HostB
         stop = min(start + batch, dataset.records)
         mine = np.arange(min(start + rows.start, stop), min(start + rows.stop, stop))
         template = dataset.read(np.array([start])) if not mine.size else dataset.read(mine)
-        part = {name: x[: mine.size] for name, x in padded(template).items()}
+        part = {name: x[: mine.size] for name, x in padded(template, dataset.manifest.relations).items()}
         yield fill_rows(part, rows.stop - rows.start)

@@ -31,7 +31,7 @@ class Encoded(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """`hidden` [B, T, D]; `pooled` [B, S, D]; `mlm_logits` float32[B, P, V]; `nsp_logits` float32[B, S, 2]."""
+    """`hidden` [B, T, D]; `pooled` [B, S, D]; `mlm_logits` float32[B, P, V]; `nsp_logits` float32[B, S, R]."""
 
     hidden: Array
     pooled: Array

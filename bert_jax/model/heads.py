@@ -19,8 +19,11 @@ def pooler(config: BertConfig, dtype: Any) -> Product:
 
 
 def next_sentence(config: BertConfig) -> Product:
-    """Two logits over the pooled [CLS], 0 the true next segment, 1 a random one: [B, S, D] → float32[B, S, 2]."""
-    return Product(config, jnp.float32, "bsd,de->bse", (("embed", config.width), (None, 2)), (None,))
+    """R logits over the pooled [CLS], one a relation: [B, S, D] → float32[B, S, R].
+
+    Of two, 0 is the true next segment and 1 is not; of three, they are next, previous and random.
+    """
+    return Product(config, jnp.float32, "bsd,de->bse", (("embed", config.width), (None, config.relations)), (None,))
 
 
 class MaskedLM(nn.Module):

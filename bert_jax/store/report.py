@@ -92,7 +92,8 @@ class Reporter:
         self._scalars("heldout", row)
         self.say(
             f"step {row['step']:,}  held out: masked LM {row['masked_lm_loss']:.3f} nats,"
-            f" {row['masked_lm_accuracy']:.1%} right; next sentence {row['next_sentence_accuracy']:.1%} right"
+            f" {row['masked_lm_accuracy']:.1%} right"
+            + (f"; next sentence {row['next_sentence_accuracy']:.1%} right" if "next_sentence_accuracy" in row else "")
         )
 
     def pause(self) -> None:
@@ -231,6 +232,8 @@ def closing_table(run: str | Path) -> str:
         f"{'this model, step ' + format(last['step'], ','):<34}"
         f"{last['masked_lm_accuracy']:>10.3f}{last['masked_lm_loss']:>12.3f}"
     )
-    lines.append(f"{'  next sentence':<34}{last['next_sentence_accuracy']:>10.3f}{last['next_sentence_loss']:>12.3f}")
+    if "next_sentence_loss" in last:
+        figures = f"{last['next_sentence_accuracy']:>10.3f}{last['next_sentence_loss']:>12.3f}"
+        lines.append(f"{'  next sentence':<34}{figures}")
     lines += ["", f"{'run directory':<15}{run}", f"{'curves':<15}{run / 'curves.png'}"]
     return "\n".join(lines)

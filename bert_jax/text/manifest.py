@@ -62,6 +62,20 @@ class Manifest:
     documents: dict = field(default_factory=dict)
     schema: int = SCHEMA
 
+    @property
+    def relations(self) -> int:
+        """How many labels the relation of the segments has, see `RELATIONS`. Without a word, the layout is "pair".
+
+        Raises:
+            UserError: a layout that this version does not know.
+        """
+        layout = self.settings.get("layout", "pair")
+        if layout not in RELATIONS:
+            raise UserError(
+                f"the layout {layout!r} is unknown", NAME, f"this version reads {', '.join(RELATIONS)}: get a newer one"
+            )
+        return RELATIONS[layout]
+
 
 def load_manifest(directory: str | os.PathLike) -> Manifest:
     """Reads `directory`/manifest.json.

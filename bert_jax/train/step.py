@@ -89,7 +89,7 @@ def make_eval_step(loss_fn: LossFn, weigh: Callable[[Batch], Totals]) -> Callabl
 
 
 def measure(eval_step: Callable[[Any, Batch], Metrics], params: Any, batches: Iterable[Batch]) -> dict[str, float]:
-    """Exact means over all batches: sums and weights add, and division comes once.
+    """Exact means over all batches: sums and weights add, and division comes once. What weighs nothing is left out.
 
     Args:
         eval_step: from `make_eval_step`, compiled.
@@ -100,4 +100,4 @@ def measure(eval_step: Callable[[Any, Batch], Metrics], params: Any, batches: It
             total = totals.setdefault(name, [0.0, 0.0])
             total[0] += float(value)
             total[1] += float(weight)
-    return {name: value / max(weight, 1.0) for name, (value, weight) in totals.items()}
+    return {name: value / max(weight, 1.0) for name, (value, weight) in totals.items() if weight}

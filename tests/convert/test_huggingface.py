@@ -35,7 +35,7 @@ def test_what_is_written_is_read_back_equal(
 
 def test_every_field_of_the_config_is_written_but_what_only_begins_a_training() -> None:
     written = {field for field, _, _ in huggingface.FIELDS}
-    assert {field.name for field in dataclasses.fields(BertConfig)} - written == {"position_init"}
+    assert {field.name for field in dataclasses.fields(BertConfig)} - written == {"position_init", "relations"}
 
 
 def test_an_earlier_export_is_replaced_only_with_force_and_anything_else_never(
@@ -77,6 +77,22 @@ def test_others_may_read_what_the_umask_lets_them(exported: Path) -> None:
     plain.unlink()
     plain.mkdir()
     assert exported.stat().st_mode == plain.stat().st_mode
+
+
+def test_a_head_of_three_relations_stays_behind(
+    tmp_path: Path, config: BertConfig, params: dict, tokenizer: Tokenizer
+) -> None:
+    """transformers' BertForPreTraining knows two; the parts that it shares with other classes can go."""
+    three = dataclasses.replace(config, relations=3)
+    head = {"kernel": np.zeros((config.width, 3), np.float32), "bias": np.zeros(3, np.float32)}
+    wider = {**params, "next_sentence": head}
+    with pytest.raises(UserError, match="two relations of segments apart, this model 3; export it as masked-lm or enc"):
+        huggingface.write(tmp_path / "out", three, wider, tokenizer)
+    assert not list(tmp_path.iterdir())
+    for kind in ("masked-lm", "encoder"):
+        huggingface.write(tmp_path / kind, three, wider, tokenizer, kind=kind)
+        _, read, _ = huggingface.read(tmp_path / kind)
+        jax.tree.map(np.testing.assert_array_equal, read, {part: params[part] for part in KINDS[kind].parts})
 
 
 def test_a_tokenizer_larger_than_the_word_table_is_refused(

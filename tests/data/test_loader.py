@@ -74,6 +74,37 @@ def test_heldout_batches_hold_every_record_once(data: Path) -> None:
     assert np.array_equal(np.concatenate([h.reshape(3, 5, LENGTH) for h in hosts], 1).reshape(30, LENGTH), together)
 
 
+def test_the_layout_decides_what_the_segments_are_labelled(tmp_path: Path) -> None:
+    three = open_dataset(write_data(tmp_path / "three", layout="three"), "train")
+    records = three.read(np.arange(three.records))
+    batch = train_batch(three, Order(three.records, 96, 0, 0), 0, slice(0, 96), "dynamic").rows
+    numbers, _ = Order(three.records, 96, 0, 0).batch_records(0)
+    np.testing.assert_array_equal(batch["nsp_labels"][:, 0], records["relation"][numbers])
+    assert set(batch["nsp_labels"][:, 0].tolist()) == {0, 1, 2} and batch["nsp_weights"].all()
+    np.testing.assert_array_equal(records["next_sentence_labels"], records["relation"] > 0)
+
+    for layout in ("full", "document"):
+        single = open_dataset(write_data(tmp_path / layout, layout=layout), "heldout")
+        batches = list(heldout_batches(single, 10, slice(0, 10)))
+        assert not any(batch["nsp_weights"].any() for batch in batches)
+        assert sum(batch["mlm_weights"].sum() for batch in batches) > 0
+
+
+def test_a_layout_that_the_records_or_this_version_do_not_have_is_told(tmp_path: Path) -> None:
+    pairs = write_data(tmp_path / "pairs")
+    path = pairs / "manifest.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"layout": "pair"', '"layout": "three"'), encoding="utf-8")
+    with pytest.raises(UserError, match="lack a relation from 0 to 2"):
+        open_dataset(pairs, "train").read(np.arange(3))
+    path.write_text(text.replace('"layout": "pair"', '"layout": "spiral"'), encoding="utf-8")
+    with pytest.raises(UserError, match="'spiral' is unknown"):
+        open_dataset(pairs, "train").read(np.arange(3))
+    path.write_text(text.replace(',\n  "layout": "pair"', ""), encoding="utf-8")
+    assert "layout" not in open_dataset(pairs, "train").manifest.settings
+    assert open_dataset(pairs, "train").manifest.relations == 2
+
+
 def test_ahead_keeps_order_and_passes_errors_in_their_turn() -> None:
     def make(t: int) -> int:
         if t == 5:

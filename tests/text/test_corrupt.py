@@ -7,6 +7,7 @@ from math import sqrt
 import numpy as np
 import pytest
 
+from bert_jax.text import corrupt as choosing
 from bert_jax.text.corrupt import Rule, corrupt, predictions_for, row_keys, special_ids, units_of
 from bert_jax.text.tokenizer import Special
 
@@ -33,9 +34,10 @@ def _corrupt(ids, starts, rule, seed=1):
     return units, corrupt(ids, units, SPECIAL, V, rule, row_keys((seed,), np.arange(len(ids))))
 
 
-def test_shares_over_a_million_tokens_are_within_three_sigma():
+@pytest.mark.parametrize("unit", ["token", "word"])
+def test_shares_over_a_million_tokens_are_within_three_sigma(unit):
     ids, starts = _rows()
-    units, done = _corrupt(ids, starts, Rule(cap=20))
+    units, done = _corrupt(ids, starts, Rule(cap=20, unit=unit))
     eligible = int((units >= 0).sum())
     assert eligible > 1_000_000
     rows, slots = np.nonzero(done.weights)
@@ -64,8 +66,10 @@ def test_special_tokens_are_never_chosen_and_never_drawn(unit):
     at = done.positions[rows, slots]
     assert not np.isin(ids[rows, at], special_ids(SPECIAL)).any()
     assert not np.isin(done.ids[rows, at], special_ids(SPECIAL)).any()
-    drawn = np.bincount(done.ids[rows, at], minlength=V)
-    assert (np.delete(drawn, special_ids(SPECIAL)) > 0).all(), "every ordinary id can be drawn"
+    drawn = np.delete(np.bincount(done.ids[rows, at], minlength=V), special_ids(SPECIAL))
+    mean = len(at) / len(drawn)
+    assert np.abs(drawn - mean).max() < 5 * sqrt(mean), "every ordinary id is drawn as often as another"
+    assert drawn.var() < 1.2 * mean
 
 
 @pytest.mark.parametrize("unit", ["token", "word"])
@@ -127,6 +131,49 @@ def test_every_position_and_every_unit_is_as_likely_as_another():
     )
     counts = np.bincount(done.positions[done.weights == 1], minlength=40)
     assert abs(counts / 20_000 - 0.15).max() < 4.5 * sqrt(0.15 * 0.85 / 20_000)
+    chosen = np.zeros(ids.shape, bool)
+    rows, slots = np.nonzero(done.weights)
+    chosen[rows, done.positions[rows, slots]] = True
+    together = chosen.T.astype(np.int64) @ chosen
+    pairs = together[np.triu_indices(40, 1)] / 20_000  # six of forty: every two as often together as any other two
+    share = 6 * 5 / (40 * 39)
+    assert abs(pairs - share).max() < 5 * sqrt(share / 20_000)
+    masked = chosen & (done.ids == SPECIAL.mask)
+    dice = masked.sum(0) / chosen.sum(0)
+    assert abs(dice - 0.8).max() < 4.5 * sqrt(0.8 * 0.2 / 3_000), "the die does not know the place"
+
+
+@pytest.mark.parametrize("length", [1, 7, 100, 129, 513])
+def test_any_length_and_every_token_if_asked_for(length):
+    ids = np.tile(np.arange(200, 200 + length, dtype=np.int32), (600, 1))
+    for unit, cap in (("token", length), ("token", length + 3), ("word", length), ("token", 5)):
+        starts = np.ones(ids.shape, bool)
+        units = units_of(ids, starts, SPECIAL, unit)
+        rule = Rule(cap=cap, rate=0.999, unit=unit, mask_share=1.0, random_share=0.0)
+        done = corrupt(ids, units, SPECIAL, V, rule, row_keys((8,), np.arange(600)))
+        assert (done.weights.sum(1) == done.fitted).all() and done.positions.max() == length - 1
+        assert done.fitted.max() == min(cap, length) and (done.fitted <= done.wanted).all()
+        assert ((done.ids == SPECIAL.mask).sum(1) == done.fitted).all()
+
+
+def test_words_are_taken_greedily_in_their_random_order():
+    """Against a plain loop a row, where the number asked for is often hard to meet."""
+    rng = np.random.default_rng(4)
+    ids = np.tile(np.arange(200, 290, dtype=np.int32), (700, 1))
+    starts = rng.random(ids.shape) < rng.choice([0.05, 0.3, 0.9], (700, 1))
+    rule, keys = Rule(cap=4, unit="word"), row_keys((2,), np.arange(700))
+    units = units_of(ids, starts, SPECIAL, "word")
+    done = corrupt(ids, units, SPECIAL, V, rule, keys)
+    order = choosing._order(keys, 90)
+    for row in range(700):
+        left, taken = int(done.fitted[row]), []
+        for unit in sorted(set(units[row].tolist()), key=lambda unit: order[row, unit]):
+            tokens = np.flatnonzero(units[row] == unit)
+            if len(tokens) <= left:
+                left -= len(tokens)
+                taken += tokens.tolist()
+        assert done.positions[row][done.weights[row] == 1].tolist() == sorted(taken)
+    assert (done.weights.sum(1) < done.fitted).any(), "some rows have no word that is short enough"
 
 
 def test_same_generator_same_rows_and_arguments_stay():
@@ -136,19 +183,27 @@ def test_same_generator_same_rows_and_arguments_stay():
     other = _corrupt(ids, starts, Rule(cap=20, unit="word"), seed=6)[1]
     np.testing.assert_array_equal(first.ids, again.ids)
     assert (first.positions != other.positions).any()
+    by_column = _corrupt(np.asfortranarray(ids), np.asfortranarray(starts), Rule(cap=20, unit="word"), seed=5)[1]
+    np.testing.assert_array_equal(first.ids, by_column.ids)
     np.testing.assert_array_equal(ids, copy)
 
 
-def test_a_row_is_corrupted_alike_alone_and_in_any_block():
-    ids, starts = _rows(40)
-    units, keys = units_of(ids, starts, SPECIAL, "word"), row_keys((9, 9), np.arange(40))
-    rule = Rule(cap=20, unit="word")
+@pytest.mark.parametrize("unit", ["token", "word"])
+def test_a_row_is_corrupted_alike_alone_and_in_any_block(unit):
+    ids, starts = _rows(1_300)
+    units, keys = units_of(ids, starts, SPECIAL, unit), row_keys((9, 9), np.arange(1_300))
+    rule = Rule(cap=20, unit=unit)
     whole = corrupt(ids, units, SPECIAL, V, rule, keys)
-    some = np.array([30, 2, 17])
+    some = np.array([1_299, 30, 2, 512, 511, 17])
     part = corrupt(ids[some], units[some], SPECIAL, V, rule, keys[some])
     np.testing.assert_array_equal(part.ids, whole.ids[some])
     np.testing.assert_array_equal(part.positions, whole.positions[some])
-    assert len(set(row_keys((9, 9), np.arange(40), np.arange(40) % 3).tolist()) | set(keys.tolist())) == 80
+    for name in ("labels", "weights", "wanted", "fitted"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[some])
+    one = corrupt(ids[:1], units[:1], SPECIAL, V, rule, keys[:1])
+    np.testing.assert_array_equal(one.ids, whole.ids[:1])
+    others = row_keys((9, 9), np.arange(1_300), np.arange(1_300) % 3)
+    assert len(set(others.tolist()) | set(keys.tolist())) == 2_600
 
 
 def test_predictions_follow_the_length():

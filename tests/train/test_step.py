@@ -130,6 +130,34 @@ def test_measure_divides_once(small_world: BertConfig, loud_params: dict) -> Non
     assert whole == pytest.approx(split, rel=1e-5)
 
 
+def test_a_head_of_three_relations_learns_from_three_labels(small_world: BertConfig) -> None:
+    from dataclasses import replace
+
+    config = replace(small_world, relations=3)
+    params = bert.init(config, jax.random.key(0))
+    assert params["next_sentence"]["kernel"].shape == (32, 3)
+    batch = random_batch(config, 6) | {"nsp_labels": jnp.asarray([[0], [1], [2], [2], [1], [2]], jnp.int32)}
+    loss = make_pretraining_loss(config, Execution())
+    gradients, metrics = jax.jit(jax.grad(loss, has_aux=True))(params, batch, None, weigh(batch))
+    assert float(metrics["next_sentence_loss"][0]) / 6 == pytest.approx(np.log(3), abs=0.05)
+    # at the start every label has a third, so a logit's bias moves by a third less its label's share
+    np.testing.assert_allclose(gradients["next_sentence"]["bias"], [1 / 3 - 1 / 6, 0, 1 / 3 - 1 / 2], atol=0.03)
+
+
+def test_rows_of_one_segment_teach_no_relation(small_world: BertConfig, loud_params: dict) -> None:
+    batch = random_batch(small_world, 4)
+    batch |= {"nsp_weights": jnp.zeros_like(batch["nsp_weights"])}
+    loss = make_pretraining_loss(small_world, Execution())
+    (total, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        loud_params, batch, None, weigh(batch)
+    )
+    assert total == pytest.approx(metrics["masked_lm_loss"][0] / metrics["masked_lm_loss"][1])
+    for part in ("next_sentence", "pooler"):
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients[part]))
+    eval_step = jax.jit(make_eval_step(loss, weigh))
+    assert set(measure(eval_step, loud_params, [batch])) == {"masked_lm_loss", "masked_lm_accuracy"}
+
+
 def test_a_batch_that_the_mesh_cannot_divide_is_refused_with_numbers() -> None:
     with pytest.raises(UserError, match="a batch of 12 does not divide over 8 devices; choose a batch .* of 8"):
         sharding.check_batch(sharding.make_mesh(), 12, 1, "stage.0")
