@@ -309,7 +309,7 @@ def _hashes(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndar
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """A long text in pieces that end at a blank, so that memory is bounded and no word is cut that has an end."""
+    """A long text in pieces that end at a blank, so that memory is bounded; without blanks, anywhere."""
     at = 0
     while at < len(text):
         end = at + _PIECE // 4  # composing can lengthen a text, threefold at most

@@ -134,8 +134,9 @@ def whole_lines(data: Iterator[bytes], name: str, bad_bytes: str, longest: int =
         if not offset and not rest and block[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise UserError("the file is UTF-16, not UTF-8", name, "convert it, as by 'iconv -f UTF-16 -t UTF-8'")
         if bad_bytes == "fail" and (at := block.find(0)) >= 0:
-            at, before = offset + held + at, b"".join(rest) + block[:at]
-            what = f"the file is binary: line {line + before.count(10)} holds a NUL at byte {at}"
+            before = b"".join(rest) + block[: at + 1]
+            decode(before)  # what is wrong first is told first
+            what = f"the file is binary: line {line + before.count(10)} holds a NUL at byte {offset + held + at}"
             raise UserError(what, name, "leave it out, or pass --on-bad-bytes replace")
         end = block.rfind(10)
         if end >= 0:
