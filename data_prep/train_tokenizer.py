@@ -19,6 +19,7 @@ from bert_jax.text.tokenizer import SPECIAL_NAMES, Tokenizer, from_spiece, from_
 from data_prep import sources
 from data_prep.merges import PREFIX, learn
 from data_prep.sample import read, sample
+from data_prep.shard import document_hash
 from data_prep.words import Rules, WordCounter, Words
 
 RECORD = "training.json"
@@ -27,9 +28,11 @@ SAMPLE_MEGABYTES = 100.0  # for SentencePiece, which holds all it is given
 # Unigram's pieces hang on the number of threads (sums of floats in another order), so it is the same
 # everywhere.
 _THREADS = 4
-_LONGEST = 4000  # characters of a line given to SentencePiece; longer ones are cut there
+_LONGEST = 4000  # characters between blanks given to SentencePiece at once; more are cut there
+# Characters of text given to SentencePiece, counts multiplied out: unigram takes some 22 bytes for each.
+_CHARACTERS = 40_000_000
 LONGEST_WORD = 100  # characters; a longer one is [UNK] to WordPiece, whatever its pieces
-_TRAINED = 1_000_000  # words that merges are learnt from, the most frequent: about 0.5 GB of arrays and tables
+_TRAINED = 1_000_000  # words that merges are learnt from, the most frequent, to bound memory
 
 
 @dataclass(frozen=True)
@@ -125,15 +128,24 @@ def note(text: str) -> None:
 
 
 def _sentencepiece(texts: Iterable[str], settings: TokenizerSettings) -> Tokenizer:
-    """Unigram or BPE with [PAD] [UNK] [CLS] [SEP] [MASK] at 0 to 4, all but [UNK] control symbols."""
+    """Unigram or BPE with [PAD] [UNK] [CLS] [SEP] [MASK] at 0 to 4, all but [UNK] control symbols.
+
+    No piece reaches over a blank, so stretches between blanks with their counts say all that lines would.
+    """
     import sentencepiece
 
+    chunks: Counter[str] = Counter()
+    for text in texts:
+        for chunk in text.split():
+            for first in range(0, len(chunk), _LONGEST):
+                chunks[chunk[first : first + _LONGEST]] += 1
     model = io.BytesIO()
     pad, unk, cls_, sep, mask = SPECIAL_NAMES
-    with tqdm(desc="giving lines", unit="lines", leave=False, disable=None) as bar:
+    with tqdm(desc="giving words", unit="words", leave=False, disable=None) as bar:
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_lines(texts, bar),
+                sentence_iterator=_counted(chunks, bar),
+                input_format="tsv",
                 model_writer=model,  # a file name would be written into the model
                 model_type=settings.kind,
                 vocab_size=settings.vocab_size,
@@ -149,7 +161,7 @@ def _sentencepiece(texts: Iterable[str], settings: TokenizerSettings) -> Tokeniz
                 eos_piece=sep,
                 control_symbols=[mask],
                 num_threads=_THREADS,
-                max_sentence_length=4 * _LONGEST,
+                max_sentence_length=4 * _LONGEST + 20,  # bytes, the count behind a tab among them
                 minloglevel=2,
             )
         except (RuntimeError, ValueError) as error:
@@ -157,15 +169,21 @@ def _sentencepiece(texts: Iterable[str], settings: TokenizerSettings) -> Tokeniz
     return from_spiece(model.getvalue(), "spiece.model")
 
 
-def _lines(texts: Iterable[str], bar: tqdm) -> Iterator[str]:
-    """The lines of texts, those too long for SentencePiece cut."""
-    for text in texts:
-        lines = [line for line in text.split("\n") if line]
-        bar.update(len(lines))
-        for line in lines:
-            for first in range(0, len(line), _LONGEST):
-                yield line[first : first + _LONGEST]
-    bar.set_description(f"training on {bar.n:,} lines")
+def _counted(chunks: Counter[str], bar: tqdm) -> Iterator[str]:
+    """Lines of a chunk, a tab and its count, most frequent first, in all not much more than _CHARACTERS.
+
+    Where there are more, counts are divided and the rest of the division is rounded by the chunk's hash, so
+    that on average each keeps its share, the rarest too.
+    """
+    scale = max(1.0, sum(len(chunk) * count for chunk, count in chunks.items()) / _CHARACTERS)
+    for chunk in sorted(chunks, key=lambda chunk: (-chunks[chunk], chunk)):
+        count = chunks[chunk]
+        if scale > 1:
+            count = int(count / scale + document_hash(chunk, 0) / 2**64)
+        if count:
+            yield f"{chunk}\t{count}"
+            bar.update()
+    bar.set_description("training on them")
     bar.refresh()
 
 
@@ -221,6 +239,8 @@ def _wordpiece(texts: Iterable[str], settings: TokenizerSettings) -> Tokenizer:
     known = frozenset(alphabet)
     usable = [word for word in found.counts if len(word) <= LONGEST_WORD and known.issuperset(word)]
     words = sorted(usable, key=lambda word: (-found.counts[word], word))[:_TRAINED]
+    if len(usable) > len(words):
+        note(f"to bound memory, merges were learnt from the {len(words):,} most frequent of {len(usable):,} words")
     counts = [found.counts[word] for word in words]
     with tqdm(desc="merging", unit="pieces", total=settings.vocab_size, leave=False, disable=None) as bar:
         bar.update(len(fixed))
