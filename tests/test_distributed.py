@@ -25,6 +25,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_recipe(folder / "recipe.toml"), write_data(folder / "data", heldout=21)
 
 
+@pytest.fixture(scope="module")
+def one(world: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a single process with a single device."""
+    run = tmp_path_factory.mktemp("one") / "run"
+    done = bert_jax("pretrain", world[0], "--data", world[1], "--run", run, *SHORT)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
 @contextmanager
 def two_processes(*arguments: object) -> Iterator[list[subprocess.Popen[str]]]:
     """`bert-jax pretrain ... --distributed` twice, with the variables that `srun` gives its tasks."""
@@ -55,11 +64,6 @@ def two_processes(*arguments: object) -> Iterator[list[subprocess.Popen[str]]]:
             process.communicate()
 
 
-def pretrain_alone(*arguments: object) -> None:
-    done = bert_jax("pretrain", *arguments)
-    assert done.returncode == 0, done.stderr
-
-
 def lines(run: Path, kind: str = "train") -> list[dict]:
     return list(read_metrics(run, kind))
 
@@ -73,10 +77,9 @@ def assert_alike(ours: list[dict], theirs: list[dict]) -> None:
 
 
 @pytest.mark.parametrize("fsdp", [1, 2])
-def test_two_processes_train_as_one(world: tuple[Path, Path], tmp_path: Path, fsdp: int) -> None:
+def test_two_processes_train_as_one(world: tuple[Path, Path], one: Path, tmp_path: Path, fsdp: int) -> None:
     """Each with one device and half of every batch; with fsdp each holds half of the parameters too."""
     recipe, data = world
-    pretrain_alone(recipe, "--data", data, "--run", tmp_path / "one", *SHORT)
     run = tmp_path / "two"
     with two_processes(recipe, "--data", data, "--run", run, *SHORT, "--set", f"train.mesh_fsdp={fsdp}") as both:
         said = [process.communicate(timeout=600) for process in both]
@@ -86,9 +89,9 @@ def test_two_processes_train_as_one(world: tuple[Path, Path], tmp_path: Path, fs
     assert told[1] == []  # the first process speaks for all
 
     assert [row["step"] for row in lines(run)] == list(range(1, 11))
-    assert_alike(lines(run), lines(tmp_path / "one"))
+    assert_alike(lines(run), lines(one))
     assert [row["step"] for row in lines(run, "heldout")] == [4, 6, 8, 10]
-    assert_alike(lines(run, "heldout"), lines(tmp_path / "one", "heldout"))
+    assert_alike(lines(run, "heldout"), lines(one, "heldout"))
     assert read_json(run / "report.json")["step"] == 10
     assert read_json(run / "provenance.json")["mesh"] == {"data": 2 // fsdp, "fsdp": fsdp}
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"5", "10"}
