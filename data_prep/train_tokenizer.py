@@ -19,7 +19,7 @@ from bert_jax.text.tokenizer import SPECIAL_NAMES, Tokenizer, from_spiece, from_
 from data_prep import sources
 from data_prep.merges import PREFIX, learn
 from data_prep.sample import read, sample
-from data_prep.shard import document_hash
+from data_prep.spool import document_hash
 from data_prep.words import Rules, WordCounter, Words
 
 RECORD = "training.json"
@@ -179,7 +179,7 @@ def _counted(chunks: Counter[str], bar: tqdm) -> Iterator[str]:
     for chunk in sorted(chunks, key=lambda chunk: (-chunks[chunk], chunk)):
         count = chunks[chunk]
         if scale > 1:
-            count = int(count / scale + document_hash(chunk, 0) / 2**64)
+            count = int(count / scale + document_hash(chunk.encode(), 0) / 2**64)
         if count:
             yield f"{chunk}\t{count}"
             bar.update()
