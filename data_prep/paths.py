@@ -65,7 +65,7 @@ def write_bytes(path: Name, data: bytes) -> None:
         with _remote(path) as (system, inside):
             _make_parent(system, inside)
             return system.pipe_file(inside, data)
-    with _appearing(os.fspath(path)) as temporary, open(temporary, "wb") as file:
+    with appearing(os.fspath(path)) as temporary, open(temporary, "wb") as file:
         file.write(data)
 
 
@@ -75,8 +75,22 @@ def upload(local: Name, path: Name) -> None:
         with _remote(path) as (system, inside):
             _make_parent(system, inside)
             return system.put_file(os.fspath(local), inside)
-    with _appearing(os.fspath(path)) as temporary:
+    with appearing(os.fspath(path)) as temporary:
         shutil.copyfile(local, temporary)
+
+
+@contextlib.contextmanager
+def appearing(path: str) -> Iterator[str]:
+    """A temporary name beside a file of this machine; it takes the file's place at the end, or is removed."""
+    directory, name = os.path.split(path)
+    os.makedirs(directory or ".", exist_ok=True)
+    temporary = os.path.join(directory, f".{name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
 
 
 def exists(path: Name) -> bool:
@@ -200,20 +214,6 @@ def reason(error: OSError) -> str:
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-@contextlib.contextmanager
-def _appearing(path: str) -> Iterator[str]:
-    """A temporary name beside `path` that takes its place at the end, or is removed."""
-    directory, name = os.path.split(path)
-    os.makedirs(directory or ".", exist_ok=True)
-    temporary = os.path.join(directory, f".{name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
 
 
 def _make_parent(system: Any, inside: str) -> None:

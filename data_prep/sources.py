@@ -16,11 +16,11 @@ A document is a string whose lines are its paragraphs: stripped, none of them em
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -208,23 +208,16 @@ def capture(stream: BinaryIO, directory: str | os.PathLike[str]) -> str:
     Raises:
         UserError: nothing came, or the file cannot be written.
     """
-    target = Path(directory) / "standard-input"
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    target = paths.join(directory, "standard-input")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            while block := stream.read(formats.BLOCK):
-                file.write(block)
-            empty = not file.tell()
-        if empty:
-            raise UserError("nothing came", "standard input", "pipe text into the command, or name files")
-        os.replace(temporary, target)
+        with paths.appearing(target) as temporary:
+            with open(temporary, "wb") as file:
+                shutil.copyfileobj(stream, file, formats.BLOCK)
+            if not os.path.getsize(temporary):
+                raise UserError("nothing came", "standard input", "pipe text into the command, or name files")
     except OSError as error:
-        raise UserError(f"standard input cannot be kept ({paths.reason(error)})", str(target)) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return str(target)
+        raise UserError(f"standard input cannot be kept ({paths.reason(error)})", target) from None
+    return target
 
 
 def _captured(name: str | os.PathLike[str]) -> str:
