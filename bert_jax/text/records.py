@@ -2,7 +2,7 @@
 
 A record is `length uint64, masked CRC32C of it uint32, the Example, masked CRC32C of it uint32`, little
 endian (tensorflow/core/lib/io/record_writer.h). A gzip shard, as TensorFlow writes them, is unpacked once
-into the cache.
+into the cache and forgotten there when it was not opened for 30 days.
 
 The index `NAME.idx`: the magic, bytes of the shard and number of records (uint64 each), then per record the
 offset of its frame (uint64), the length of its Example and its number of tokens (uint32 each), then a CRC32C
@@ -16,8 +16,10 @@ import hashlib
 import mmap
 import os
 import struct
+import time
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +34,7 @@ from bert_jax.text.features import Records, RecordSpec
 _MAGIC = b"BERTIDX1"
 _FRAME = 12  # bytes before an Example; 4 follow it
 _BLOCK = 2048  # records decoded at a time when a shard is indexed
+_KEPT_DAYS = 30  # of unpacked shards in the cache, from when they were last opened
 _VALUES = 1 << 18  # tokens encoded at a time: what belongs to them stays in the processor's cache
 
 
@@ -202,7 +205,9 @@ def open_shard(path: str | os.PathLike) -> Shard:
     except OSError as error:
         raise UserError(f"the shard cannot be read ({error.strerror})", str(path)) from None
     spare = _cached(path, ".idx")
-    index = (_Index.read(_beside(path), size) if source == path else None) or _Index.read(spare, size)
+    index = _Index.read(_beside(path), size) if source == path else None
+    if index is None and (index := _Index.read(spare, size)) is not None:
+        _mark_as_used(spare)
     if index is None:
         index = _index(source, path)
         places = [_beside(path), spare] if source == path else [spare]
@@ -220,8 +225,10 @@ def _unpacked(path: Path) -> Path:
     """The content of a gzip shard as a file in the cache."""
     target = _cached(path, ".tfrecord")
     if target.exists():
+        _mark_as_used(target)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
+    _forget_unused(target.parent)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     done = 0
     try:
@@ -239,6 +246,19 @@ def _unpacked(path: Path) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return target
+
+
+def _mark_as_used(path: Path) -> None:
+    with suppress(OSError):  # another user's cache: its owner decides
+        os.utime(path)
+
+
+def _forget_unused(cache: Path) -> None:
+    """Removes what nobody has opened for _KEPT_DAYS. Who has it open reads on: the file lasts as long as its map."""
+    for path in (*cache.glob("*.tfrecord"), *cache.glob("*.idx"), *cache.glob(".*.tmp")):
+        with suppress(OSError):  # another process was faster
+            if path.stat().st_mtime < time.time() - _KEPT_DAYS * 86_400:
+                path.unlink()
 
 
 def _index(source: Path, name: Path) -> _Index:

@@ -1,6 +1,7 @@
 """One tokenizer, two kinds: WordPiece from any BERT vocab.txt, and SentencePiece unigram or BPE.
 
-Ids always come from the `tokenizers` library. SentencePiece trains a model and its file is kept beside, but
+Ids are always those of the `tokenizers` library: by wordpiece.py and word_memo.py, which give the same faster, and from
+the library itself where character offsets are asked for. SentencePiece trains a model and its file is kept beside, but
 where its own library would break a tie of scores differently (rare: long runs of one character), ours is
 `tokenizers`, so that `AutoTokenizer` on a saved directory gives the same ids by construction.
 
@@ -24,6 +25,7 @@ import numpy as np
 
 from bert_jax.errors import UserError
 from bert_jax.text import spiece
+from bert_jax.text.word_memo import WordMemo
 from bert_jax.text.wordpiece import MAX_WORD, WordPiece
 
 if TYPE_CHECKING:
@@ -101,23 +103,34 @@ class Tokenizer:
 
         Args:
             texts: any strings; a lone surrogate counts as U+FFFD.
-            offsets: also where each token stands in its text (about half as fast).
+            offsets: also where each token stands in its text (much slower: the library alone).
 
         Returns:
             Encoded.
         """
         texts = list(texts)
-        if self.kind == "wordpiece" and not offsets:
-            ids, rows = self._wordpiece.encode(texts)
-            return Encoded(ids, rows, self._word_starts(ids, rows), None)
-        return self._encode_plainly(texts, offsets)
+        fast = None if offsets else self._fast
+        if fast is None:
+            return self._encode_plainly(texts, offsets)
+        try:
+            ids, rows = fast.encode(texts)
+        except (UnicodeEncodeError, TypeError):
+            ids, rows = fast.encode(_without_surrogates(texts))
+        return Encoded(ids, rows, self._word_starts(ids, rows), None)
+
+    @cached_property
+    def _fast(self) -> WordPiece | WordMemo | None:
+        """What gives the ids of the engine faster than the engine, if anything does."""
+        if self.kind == "wordpiece":
+            return WordPiece(self._engine, self.pieces, self.special.unk)
+        return WordMemo(self._engine) if _cuts_at_blanks(self._engine) else None
 
     def _encode_plainly(self, texts: list[str], offsets: bool) -> Encoded:
-        """By the library alone: the reference for the fast path."""
+        """By the library alone: offsets, and the reference for what is faster."""
         try:
             encodings = self._encode(texts, offsets)
         except (UnicodeEncodeError, TypeError):
-            encodings = self._encode([re.sub("[\ud800-\udfff]", "\ufffd", text) for text in texts], offsets)
+            encodings = self._encode(_without_surrogates(texts), offsets)
         ids = [encoding.ids for encoding in encodings]
         rows = np.zeros(len(ids) + 1, np.int64)
         np.cumsum([len(row) for row in ids], out=rows[1:])
@@ -135,10 +148,6 @@ class Tokenizer:
     def _encode(self, texts: list[str], offsets: bool) -> list:
         encode = self._engine.encode_batch if offsets else self._engine.encode_batch_fast
         return encode(texts, add_special_tokens=False)
-
-    @cached_property
-    def _wordpiece(self) -> WordPiece:
-        return WordPiece(self._engine, self.pieces, self.special.unk)
 
     def _word_starts(self, ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """True where a word begins. Punctuation signs and Chinese characters are words of their own."""
@@ -276,8 +285,8 @@ def from_vocab(pieces: Sequence[str], where: str = "vocabulary", lowercase: bool
 
 def from_spiece(data: bytes, where: str) -> Tokenizer:
     """A SentencePiece tokenizer from the bytes of its model file."""
-    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Engine
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
 
     model = spiece.read(data, where)
     vocab = {piece: number for number, piece in enumerate(model.pieces)}
@@ -293,7 +302,7 @@ def from_spiece(data: bytes, where: str) -> Tokenizer:
         engine = Engine(models.BPE(vocab, _merges(model, vocab), unk_token=model.pieces[special.unk], fuse_unk=True))
     steps = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     if model.remove_extra_whitespaces:
-        steps += [normalizers.Strip(left=True, right=True), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps += _stripping()
     engine.normalizer = normalizers.Sequence(steps)
     scheme = "always" if model.add_dummy_prefix else "never"
     blanks = pre_tokenizers.Metaspace(_SPACE, scheme, True)
@@ -314,6 +323,33 @@ def _keep_out(names: Sequence[str]):
 
     cuts = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in names if len(name) > 1)
     return pre_tokenizers.Split(Regex(cuts), "isolated")
+
+
+def _cuts_at_blanks(engine: Engine) -> bool:
+    """Whether the steps of the engine are those that WordMemo relies on."""
+    if engine.normalizer is None or engine.pre_tokenizer is None:
+        return False
+    steps = json.loads(engine.normalizer.__getstate__()).get("normalizers", [])
+    blanks = json.loads(engine.pre_tokenizer.__getstate__()).get("pretokenizers", [])
+    first = {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": "always", "split": True}
+    return (
+        [step["type"] for step in steps] in (["Precompiled", "Strip", "Replace"], ["Strip", "Replace"])
+        and steps[-2:] == [json.loads(step.__getstate__()) for step in _stripping()]
+        and [step["type"] for step in blanks] == ["Metaspace", "Split"]
+        and blanks[0] == first
+        and not engine.encode("", add_special_tokens=False).ids
+    )
+
+
+def _stripping() -> list:
+    """Normalisers that strip blanks and take several for one."""
+    from tokenizers import Regex, normalizers
+
+    return [normalizers.Strip(left=True, right=True), normalizers.Replace(Regex(" {2,}"), " ")]
+
+
+def _without_surrogates(texts: list[str]) -> list[str]:
+    return [re.sub("[\ud800-\udfff]", "\ufffd", text) for text in texts]
 
 
 def _merges(model: spiece.Model, vocab: dict[str, int]) -> list[tuple[str, str]]:

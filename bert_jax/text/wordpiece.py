@@ -667,6 +667,8 @@ def _units(texts: Sequence[str]) -> np.ndarray:
     joined = "\n".join([*texts, tail])
     if joined.count("\n") != len(texts) + _PADDING:  # BERT takes a newline inside a text for a blank
         joined = "\n".join([*(text.replace("\n", " ") for text in texts), tail])
+    if "\0" in joined:  # BERT deletes it, and no key of the memo may begin with it
+        joined = joined.replace("\0", "")
     try:
         data = joined.encode("utf-16-le")
     except UnicodeEncodeError:

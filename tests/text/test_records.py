@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import time
 
 import google_crc32c
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from bert_jax.errors import UserError
 from bert_jax.text import example
 from bert_jax.text.features import RecordSpec, check, restore
-from bert_jax.text.records import open_shard, write_shard
+from bert_jax.text.records import open_shard, read_together, write_shard
 from tests.text import tiny
 
 SPEC = RecordSpec(32, 4)
@@ -66,6 +67,24 @@ def test_gzip_shards_are_read_at_random_too(tmp_path):
     numbers = np.array([41, 3, 3, 0])
     found = open_shard(tmp_path / "b.tfrecord.gz").read(numbers)
     _assert_same(found, {name: values[numbers] for name, values in records.items()})
+
+
+def test_unpacked_shards_are_forgotten_when_nobody_opens_them(tmp_path):
+    records, _ = _written(tmp_path / "a.tfrecord")
+    for name in ("old", "used", "open", "new"):
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / "a.tfrecord").read_bytes()))
+    month = time.time() - 31 * 86_400
+    for name in ("old", "used", "open"):
+        opened = open_shard(tmp_path / f"{name}.gz")
+        opened.read(np.array([0]))
+    for path in (tmp_path / "cache").iterdir():
+        os.utime(path, (month, month))
+    open_shard(tmp_path / "used.gz")
+    open_shard(tmp_path / "new.gz")  # unpacks, and so looks around
+    assert {path.name.split(".")[0] for path in (tmp_path / "cache").iterdir()} == {"used", "new"}
+    assert len(list((tmp_path / "cache").iterdir())) == 4  # each with its index
+    _assert_same(opened.read(np.arange(50)), records)
+    _assert_same(open_shard(tmp_path / "old.gz").read(np.arange(50)), records)
 
 
 def test_half_a_gzip_is_named(tmp_path):
@@ -200,6 +219,120 @@ def _unusual(records: dict, row: int, rng: np.random.Generator, odd: tuple[str, 
     if "shuffled" in odd:
         rng.shuffle(entries)
     return _field(1, b"".join(entries)) + (bytes([15 << 3]) + _varint(77) if "unknown" in odd else b"")
+
+
+def _canonical(records: dict) -> list[bytes]:
+    """The Examples one by one, by the rules of the wire format."""
+    rng = np.random.default_rng(0)
+    ordered = {name: records[name] for name in sorted(records)}
+    return [_unusual(ordered, row, rng, ()) for row in range(len(records["input_ids"]))]
+
+
+def _assert_canonical(records: dict) -> None:
+    out, sizes = example.encode(records)
+    ends = np.cumsum(sizes)
+    found = [out[end - size : end].tobytes() for end, size in zip(ends, sizes, strict=True)]
+    assert found == _canonical(records) and ends[-1] == len(out)
+
+
+def test_values_of_all_sizes_side_by_side_are_written_as_one_by_one(tmp_path):
+    edges = np.array([0, 1, 127, 128, 16_383, 16_384, 2**21 - 1])
+    rng, records = np.random.default_rng(3), tiny.records(300)
+    records["input_ids"] = rng.choice(edges, (300, 32)).astype(np.int32)
+    records["input_ids"][:9] = np.repeat(edges[[0, 2, 3, 4, 5, 6, 1, 3, 0]], 32).reshape(9, 32)
+    records["masked_lm_ids"] = rng.choice(edges, (300, 4))
+    _assert_canonical(records)
+    write_shard(tmp_path / "a.tfrecord", [records], SPEC)
+    found = open_shard(tmp_path / "a.tfrecord").read(np.arange(300)[::-1])
+    np.testing.assert_array_equal(found["input_ids"], records["input_ids"][::-1])
+    np.testing.assert_array_equal(found["masked_lm_ids"], records["masked_lm_ids"][::-1])
+
+
+@pytest.mark.parametrize("highest", [2**21, 2**28, 2**35, 2**62])
+def test_values_of_more_than_three_bytes_and_negative_ones(tmp_path, highest):
+    rng, records = np.random.default_rng(4), tiny.records(40)
+    records["documents"] = np.where(rng.random((40, 2)) < 0.3, rng.integers(0, 300, (40, 2)), highest - 1)
+    records["documents"][20:] = rng.integers(-highest, highest, (20, 2))
+    for part in (slice(0, 20), slice(0, 40)):
+        _assert_canonical({name: values[part] for name, values in records.items()})
+    write_shard(tmp_path / "a.tfrecord", [records], SPEC)
+    _assert_same(open_shard(tmp_path / "a.tfrecord").read(np.arange(40)), records)
+
+
+def test_varints_at_the_end_of_a_record_spare_the_next_one():
+    records = {name: tiny.records(200)[name] for name in ("input_ids", "segment_ids")}
+    records["segment_ids"] = np.random.default_rng(5).choice([0, 1, 200, 40_000], (200, 32))
+    records["segment_ids"][::2, -3:] = 0  # short values last, where long ones stand in other rows
+    _assert_canonical(records)
+
+
+def test_lengths_that_need_a_byte_more_in_some_rows_only(tmp_path):
+    records, spec = tiny.records(200, length=64, predictions=60), RecordSpec(64, 60)
+    for row in range(200):  # 60 to 180 bytes of ids: each of the four lengths before them passes 127 somewhere
+        records["masked_lm_ids"][row] = np.where(np.arange(60) < row * 60 // 200, 20_000, 5)
+    _assert_canonical(records)
+    write_shard(tmp_path / "a.tfrecord", [records], spec)
+    numbers = np.random.default_rng(6).permutation(200)
+    _assert_same(
+        open_shard(tmp_path / "a.tfrecord").read(numbers), {name: values[numbers] for name, values in records.items()}
+    )
+
+
+def test_records_of_padding_alone(tmp_path):
+    records = {name: np.zeros_like(values) for name, values in tiny.records(7).items()}
+    _assert_canonical(records)
+    summary = write_shard(tmp_path / "a.tfrecord", [records], SPEC)
+    assert summary.tokens == 0
+    _assert_same(open_shard(tmp_path / "a.tfrecord").read(np.arange(7)), records)
+
+
+def test_the_size_of_blocks_leaves_no_trace(tmp_path, monkeypatch):
+    expected = None
+    for block, values in ((50, 1 << 18), (1, 1 << 18), (7, 1 << 18), (50, 96), (50, 1)):
+        monkeypatch.setattr("bert_jax.text.records._VALUES", values)
+        monkeypatch.setattr("bert_jax.text.example._VALUES", values)
+        records, summary = _written(tmp_path / "a.tfrecord", block=block)
+        found = (tmp_path / "a.tfrecord").read_bytes(), (tmp_path / "a.tfrecord.idx").read_bytes(), summary
+        expected = expected or found
+        assert found == expected
+        _assert_same(open_shard(tmp_path / "a.tfrecord").read(np.arange(50)), records)
+
+
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_no_records(tmp_path, blocks):
+    summary = write_shard(tmp_path / "a.tfrecord", [tiny.records(0)] * blocks, SPEC)
+    shard = open_shard(tmp_path / "a.tfrecord")
+    assert summary.records == summary.bytes == shard.num_records == 0
+    assert shard.read(np.zeros(0, np.int64))["input_ids"].shape == (0, 0)
+    _written(tmp_path / "b.tfrecord")
+    assert open_shard(tmp_path / "b.tfrecord").read(np.zeros(0, np.int64))["input_ids"].shape == (0, 32)
+
+
+def test_a_second_read_leaves_the_first_one_alone(tmp_path):
+    records, _ = _written(tmp_path / "a.tfrecord")
+    shard = open_shard(tmp_path / "a.tfrecord")
+    first = shard.read(np.arange(20))
+    second = shard.read(np.arange(20, 40))
+    for values in second.values():
+        assert not any(np.shares_memory(values, other) for other in first.values())
+        values[:] = 0
+    _assert_same(first, {name: values[:20] for name, values in records.items()})
+
+
+def test_records_of_several_shards_are_read_together(tmp_path):
+    made = [_written(tmp_path / f"{name}.tfrecord", n)[0] for name, n in (("a", 50), ("b", 20))]
+    shards = [open_shard(tmp_path / f"{name}.tfrecord") for name in "ab"]
+    places, numbers = np.array([1, 0, 1, 1, 0]), np.array([19, 49, 0, 19, 3])
+    expected = {
+        name: np.stack([made[place][name][number] for place, number in zip(places, numbers, strict=True)])
+        for name in made[0]
+    }
+    _assert_same(read_together(shards, places, numbers), expected)
+    with pytest.raises(IndexError, match="b.tfrecord has 20 records"):
+        read_together(shards, np.array([0, 1]), np.array([20, 20]))
+    write_shard(tmp_path / "c.tfrecord", [tiny.records(3, length=31)], RecordSpec(31, 4))
+    with pytest.raises(UserError, match=r"c\.tfrecord, record 2 at byte .* 32"):
+        read_together([*shards, open_shard(tmp_path / "c.tfrecord")], np.array([0, 2]), np.array([5, 2]))
 
 
 @pytest.mark.parametrize("odd", [*((one,) for one in ODDITIES), ODDITIES], ids="+".join)
