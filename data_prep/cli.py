@@ -210,8 +210,8 @@ def _shards(arguments: argparse.Namespace) -> int:
         manifest = beam.prepare(*given, shlex.split(arguments.beam))
     else:
         manifest = run.prepare(*given, arguments.workers)
-    for reason, count in manifest.documents.get("dropped", {}).items():
-        print(f"dropped {count:,} of {manifest.documents['documents']:,} documents: {reason}")
+    for reason, count in manifest.reading.get("dropped", {}).items():
+        print(f"dropped {count:,} of {manifest.reading['documents']:,} documents: {reason}")
     found = ", ".join(f"{split.records:,} {name}" for name, split in manifest.splits.items())
     print(f"{arguments.out}: {found} records; see them with: bert-data inspect {arguments.out} --random")
     return 0

@@ -147,8 +147,9 @@ def make(
     counts = {
         "documents": len(found) + sum(sum(summary.dropped.values()) for summary in summaries),
         "dropped": dict(sorted(dropped.items())),
-        "sources": by_source,
     }
+    if any(names):
+        counts["sources"] = by_source
     return Plan(tuple(tasks), counts)
 
 

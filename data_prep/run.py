@@ -204,7 +204,7 @@ def finish(begun: Begun, planned: plan.Plan, made: Sequence[shard.Made]) -> Mani
         seed=settings.seed,
         splits=splits,
         levels=measured,
-        documents=planned.counts,
+        reading=planned.counts,
     )
     with paths.staging(begun.out) as folder:
         write_manifest(folder, manifest)

@@ -40,7 +40,7 @@ LIBRARIES = {
     "optax": {"train"},
     "orbax": {"store"},
     "tensorboardX": {"store"},
-    "matplotlib": {"store"},
+    "matplotlib": {"store", "data_prep"},
     "safetensors": {"convert"},
     "tokenizers": {"text", "data_prep"},
     "sentencepiece": {"text", "data_prep"},

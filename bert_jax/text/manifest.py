@@ -44,7 +44,7 @@ class Split:
 class Manifest:
     """A data set: what made it (tokenizer, settings, inputs, seed) and what it holds.
 
-    `documents` counts documents read, dropped by reason, and of each named source (data_prep/plan.py).
+    `reading` counts documents read, dropped by reason, and of each named source (data_prep/plan.py).
     `levels` are reference losses (nats) and accuracies on the held-out masked tokens, see
     data_prep/levels.py.
     """
@@ -59,7 +59,7 @@ class Manifest:
     seed: int
     splits: dict[str, Split]
     levels: dict[str, dict[str, float]] = field(default_factory=dict)
-    documents: dict = field(default_factory=dict)
+    reading: dict = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
