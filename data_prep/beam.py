@@ -4,7 +4,7 @@ The steps are those of run.py; only who calls them differs, so the files come ou
 workers lies in the output directory, which every worker must reach (gs://, s3://, or a shared disk).
 
     bert-data shards 'gs://bucket/wiki/*.jsonl.gz' --tokenizer TOK --out gs://bucket/data --length 512 \\
-        --beam '--runner=DataflowRunner --project=P --region=R --temp_location=gs://bucket/tmp'
+        --beam='--runner=DataflowRunner --project=P --region=R --temp_location=gs://bucket/tmp'
 """
 
 from __future__ import annotations
