@@ -60,14 +60,11 @@ def main() -> int:
     rate, plain_rate = size / min(ours), max(plain)
     print(f"bert-data shards, one worker: {rate:.2f} MB a CPU second (all rounds: {_list(size / s for s in ours)})")
     print(f"tokenizers.encode_batch:      {plain_rate:.2f} MB a CPU second (all rounds: {_list(plain)})")
-    print(
-        f"ratio {rate / plain_rate:.2f} (round by round: {_list(size / s / p for s, p in zip(ours, plain, strict=True))})"
-    )
+    rounds = _list(size / s / p for s, p in zip(ours, plain, strict=True))
+    print(f"ratio {rate / plain_rate:.2f} (round by round: {rounds})")
     if args.reference:
         reference = _reference(args, documents)
-        print(
-            f"google-research/bert:         {reference:.3f} MB a CPU second; ours is {rate / reference:.1f} times as fast"
-        )
+        print(f"google-research/bert:         {reference:.3f} MB a CPU second; ours: {rate / reference:.1f} times that")
     for line in _stages(args, documents):
         print(line)
     walls = {workers: min(_shards(args, names, workers)[1] for _ in range(_ROUNDS)) for workers in (1, args.workers)}
@@ -119,8 +116,9 @@ def _reference(args: argparse.Namespace, documents: list[str]) -> float:
         with tempfile.TemporaryDirectory() as folder:
             script = shutil.copytree(args.reference, Path(folder) / "bert", ignore=shutil.ignore_patterns(".git"))
             for path in script.glob("*.py"):  # written for TensorFlow 1
-                text = path.read_text().replace("import tensorflow as tf", "import tensorflow.compat.v1 as tf")
-                path.write_text(text.replace("tf.flags", "flags").replace("flags = flags", "from absl import flags"))
+                path.write_text(
+                    path.read_text().replace("import tensorflow as tf", "import tensorflow.compat.v1 as tf")
+                )
             (Path(folder) / "text.txt").write_text("\n".join(lines))
             command = [sys.executable, str(script / "create_pretraining_data.py")]
             command += [f"--input_file={folder}/text.txt", f"--output_file={folder}/out", f"--vocab_file={args.vocab}"]

@@ -5,8 +5,8 @@
 Files are .txt, also .zst or .gz. The text is cut into sentences (not timed) and into blocks of 2 MB. Each block goes
 to every method, the order turning from block to block, so that a slow moment of the machine meets all alike; what is
 counted is the CPU time of the process. "cold" are the first 10 MB from an empty memo, "warm" the next 10 MB, "seen"
-these again. Ids of all blocks are compared. BlingFire (pip install blingfire) takes part where it is installed and the vocabulary is
-one that it brings; its ids are not quite the same, and it takes a sentence a call.
+these again. Ids of all blocks are compared. BlingFire (pip install blingfire) takes part where it is installed and the
+vocabulary is one that it brings; its ids are not quite the same, and it takes a sentence a call.
 """
 
 from __future__ import annotations
