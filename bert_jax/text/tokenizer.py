@@ -25,8 +25,9 @@ import numpy as np
 
 from bert_jax.errors import UserError
 from bert_jax.text import spiece
+from bert_jax.text.trie import MAX_WORD
 from bert_jax.text.word_memo import WordMemo
-from bert_jax.text.wordpiece import MAX_WORD, WordPiece
+from bert_jax.text.wordpiece import WordPiece
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine

@@ -30,15 +30,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from bert_jax.text.exact_table import WIDTHS, Table, keys_of
+from bert_jax.text.trie import Trie, ragged
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
 
-MAX_WORD = 100  # characters of a word above which it is [UNK]
-
 _BLANK, _ALONE, _FIRST, _UNKNOWN, _OTHER = 0, 1, 2, 254, 255  # codes of a unit; from _FIRST on, below _UNKNOWN: letters
-_WIDTHS = (2, 4, 8)  # 64-bit words of a key
 _PADDING = 64  # units that may be read beyond the end: the widest key
-_CHUNK = 1 << 15  # keys to claim at a time: most that come again are then found, so that tables stay small
 
 # The value of a run: its first id in 24 bits, how many ids it has in 8, where they stand in the pool in 31.
 # Two more values, with no ids of their own:
@@ -55,7 +54,7 @@ class WordPiece:
 
     Args:
         engine: a `tokenizers.Tokenizer` with BertNormalizer, BertPreTokenizer, a WordPiece model of "##" and
-            MAX_WORD, and no added tokens.
+            trie.MAX_WORD, and no added tokens.
         pieces: all of them, by id; fewer than 2**24.
         unk: id of [UNK].
         limit: runs in the memo above which it starts anew, checked between blocks.
@@ -68,7 +67,7 @@ class WordPiece:
         self._settings = (engine, pieces, unk, limit, block)
         self._engine, self._limit, self._block = engine, limit, block
         self._letters = _Letters(engine)
-        self._trie = _Trie(pieces, unk)
+        self._trie = Trie(pieces, unk)
         self._lock = threading.Lock()
         self.forget()
 
@@ -78,7 +77,7 @@ class WordPiece:
     def forget(self) -> None:
         """Empties the memo: all its state stands here."""
         # By bytes of a letter in the key (1: codes, 2: units), then by width of the key.
-        self._tables = {size: [_Table(width) for width in _WIDTHS] for size in (1, 2)}
+        self._tables = {size: [Table(width) for width in WIDTHS] for size in (1, 2)}
         self._pool = np.zeros(1 << 12, np.int32)
         self._pooled = _POOL_BEGIN
 
@@ -160,7 +159,7 @@ class WordPiece:
         ids = np.repeat((values & 0xFFFFFF).astype(np.int32), counts)
         if several.size:
             more = counts[several] - 1
-            ids[_ragged(ends[several] - more, more)] = self._pool.take(_ragged((values[several] >> 32) + 1, more))
+            ids[ragged(ends[several] - more, more)] = self._pool.take(ragged((values[several] >> 32) + 1, more))
         for run, answer in zip(long, answers, strict=True):
             ids[ends[runs[run]] - len(answer) : ends[runs[run]]] = answer
         return ids, ends[values == _NEWLINE]
@@ -193,7 +192,7 @@ class WordPiece:
             # what that finds is overwritten in the next round.
             begins = starts[runs]
             lengths = stops[runs] - begins
-            keys = _keys(source, begins, lengths, table.width)
+            keys = keys_of(source, begins, lengths, table.width)
             found = table.find(keys)
             values[runs] = found
             over = lengths > 8 * table.width // source.itemsize
@@ -218,7 +217,7 @@ class WordPiece:
             number, first = table.claim(keys)
             claims.append((number, [key.take(first) for key in keys]))
             begins, ends = starts[runs[first]], stops[runs[first]]
-            taken = source.take(_ragged(begins, ends - begins))
+            taken = source.take(ragged(begins, ends - begins))
             if source.itemsize == 1:
                 letters.append(self._letters.of_code.take(taken))
                 sizes.append(ends - begins)
@@ -262,7 +261,7 @@ class WordPiece:
 class _New(NamedTuple):
     """Runs that a table does not hold: their keys and numbers; `source` is what the keys were read from."""
 
-    table: _Table
+    table: Table
     source: np.ndarray
     keys: list[np.ndarray]
     runs: np.ndarray
@@ -321,7 +320,7 @@ class _Letters:
         plain = np.maximum.reduceat(grown, begins) < 255 if sizes.size else np.zeros(0, bool)
         if not plain.all():
             grown[np.repeat(~plain, sizes)] = 0
-        letters = self._forms.take(_ragged(self._form.take(units), grown))
+        letters = self._forms.take(ragged(self._form.take(units), grown))
         return letters, np.add.reduceat(grown, begins) if sizes.size else sizes, plain
 
     def _learn(self, unit: int) -> np.ndarray | None:
@@ -359,298 +358,6 @@ class _Letters:
         # A mark that is not stripped, as seen by the tables of the library; and marks as seen by Python's.
         around = normalise(f"\u302e{form}") == f"\u302e{form}" and normalise(f"{form}\u302e") == f"{form}\u302e"
         return around and not any(map(unicodedata.combining, form))
-
-
-class _Trie:
-    """The pieces of a vocabulary as a trie, for greedy longest match of many words at once.
-
-    One root for the beginnings of words and one for what "##" continues. The trie is a double array: node n with base b
-    has its child by letter c, if any, at row (b + c) mod size, and that row says n; so a step is one probe. Rows are
-    int64[size, 2]: the parent's row, then the node's base in 32 bits and, above them, 1 + id of the piece that ends
-    there (0: none).
-    """
-
-    def __init__(self, pieces: Sequence[str], unk: int) -> None:
-        self._unk = unk
-        # Runs that come here are of plain units below 0x10000 without "#", which stands alone.
-        usable = [n for n, piece in enumerate(pieces) if piece and "\0" not in piece and max(piece) <= "\uffff"]
-        numbers = np.array([n for n in usable if pieces[n] != "##"], np.int64)
-        texts = [pieces[n].removeprefix("##") for n in numbers]
-        sizes = np.array([len(text) for text in texts], np.int64)
-        letters = np.frombuffer("".join(texts).encode("utf-16-le"), "<u2").astype(np.int64)
-        begins = np.cumsum(sizes) - sizes
-
-        # 1. Edges (parent, letter), those of a parent together; node 2 + e is the end of edge e.
-        node = np.array([pieces[n].startswith("##") for n in numbers], np.int64)  # the root: 0 or 1
-        parents, labels, ends, count = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 2
-        for depth in range(int(sizes.max(initial=0))):
-            here = sizes > depth
-            numbers, node, sizes, begins = numbers[here], node[here], sizes[here], begins[here]
-            edge, inverse = np.unique(node << 16 | letters[begins + depth], return_inverse=True)
-            last = sizes == depth + 1
-            end = np.zeros(edge.size, np.int64)
-            end[inverse[last]] = numbers[last] + 1
-            node, count = count + inverse, count + edge.size
-            parents.append(edge >> 16)
-            labels.append(edge & 0xFFFF)
-            ends.append(end)
-        parent, label, end = np.concatenate(parents), np.concatenate(labels), np.concatenate(ends)
-
-        # 2. Rows for them.
-        size = 1 << max(17, int(2 * parent.size).bit_length())
-        base, row = _place(parent, label, size)
-        self._roots, self._mask = (base[0], base[1]), size - 1
-        rows = np.concatenate([[size, size + 1], row])  # of nodes; roots have none, but names of their own
-        self._rows = np.full((size, 2), -1, np.int64)
-        self._rows[row, 0] = rows[parent]
-        self._rows[row, 1] = end << 32 | base[2:]
-
-    @property
-    def nbytes(self) -> int:
-        return self._rows.nbytes
-
-    def cut(self, letters: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pieces of words.
-
-        Args:
-            letters: uint16, the normalised words one after the other.
-            sizes: int64[w], their lengths; an empty word has no pieces.
-
-        Returns:
-            (ids int32[n], counts int64[w])
-        """
-        # 1. A 0, which continues nothing, after each word.
-        begins = np.cumsum(sizes + 1) - (sizes + 1)
-        text = np.zeros(letters.size + sizes.size, np.int64)
-        text[_ragged(begins, sizes)] = letters
-        out = np.full(text.size, -1, np.int32)  # ids, where their pieces begin
-
-        # 2. One letter of every word a round.
-        failed = [np.flatnonzero(sizes > MAX_WORD)]
-        word = np.flatnonzero((sizes > 0) & (sizes <= MAX_WORD))
-        at = begins[word]  # the next letter
-        begin, stop = at.copy(), at.copy()  # of the piece; where its longest match so far ends
-        best = np.zeros(word.size, np.int64)  # 1 + id of that
-        node, base = np.full(word.size, len(self._rows)), np.full(word.size, self._roots[0])
-        while word.size:
-            slot = base + text.take(at) & self._mask
-            row = self._rows.take(slot, axis=0)
-            ended = (row[:, 0] != node).nonzero()[0]
-            node, value = slot, row[:, 1]
-            base, found = value & 0xFFFFFFFF, value >> 32
-            at += 1
-            found[ended] = 0
-            matched = found.nonzero()[0]
-            best[matched] = found.take(matched)
-            stop[matched] = at.take(matched)
-            if not ended.size:
-                continue
-            piece, next_ = best.take(ended), stop.take(ended)
-            out[begin.take(ended)] = piece - 1
-            at[ended] = begin[ended] = next_
-            best[ended], node[ended], base[ended] = 0, len(self._rows) + 1, self._roots[1]
-            lost = piece == 0
-            done = ended[lost | (text.take(next_) == 0)]
-            if done.size:
-                failed.append(word[ended[lost]])
-                left = np.ones(word.size, bool)
-                left[done] = False
-                left = left.nonzero()[0]
-                word, at, begin, stop = word.take(left), at.take(left), begin.take(left), stop.take(left)
-                best, node, base = best.take(left), node.take(left), base.take(left)
-
-        # 3. A word that cannot be cut to its end is unknown as a whole.
-        unknown = np.concatenate(failed)
-        out[_ragged(begins[unknown], sizes[unknown])] = -1
-        out[begins[unknown]] = self._unk
-        kept = out >= 0
-        counts = np.add.reduceat(kept, begins, dtype=np.int64) if sizes.size else sizes
-        return out[kept], counts
-
-
-def _place(parent: np.ndarray, label: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places the edges of a trie in a double array.
-
-    Args:
-        parent: int64[e]; nodes 0 and 1 are roots, node 2 + i is the end of edge i. The edges of a node stand together.
-        label: int64[e], from 1 to 65,535.
-        size: rows, a power of two and at least 65,536 and 2 * e.
-
-    Returns:
-        (base int64[e + 2] of nodes, row int64[e] of edges): row = (base[parent] + label) mod size, all rows distinct.
-    """
-    rng = np.random.default_rng(0)
-    base, row = np.zeros(parent.size + 2, np.int64), np.zeros(parent.size, np.int64)
-    taken, owner = np.zeros(size, bool), np.zeros(size, np.int64)
-    nodes, first, degree = np.unique(parent, return_index=True, return_counts=True)
-    # Nodes of many children first, those of equally many together: all try a random base, those whose rows are free
-    # and not wanted by another have them, the others try again.
-    for many in np.unique(degree)[::-1]:
-        pending = np.flatnonzero(degree == many)
-        alone = many > 256  # wide nodes would be in each other's way
-        while pending.size:
-            trying = pending[:1] if alone else pending
-            edges = first[trying, None] + np.arange(many)
-            tried = rng.integers(0, size, trying.size)
-            rows = tried[:, None] + label[edges] & size - 1
-            good = ~taken[rows].any(axis=1)
-            owner[rows[good]] = np.flatnonzero(good)[:, None]
-            good &= (owner[rows] == np.arange(trying.size)[:, None]).all(axis=1)
-            base[nodes[trying[good]]] = tried[good]
-            row[edges[good]] = rows[good]
-            taken[rows[good]] = True
-            pending = np.concatenate([trying[~good], pending[trying.size :]])
-    return base, row
-
-
-class _Table:
-    """An open-addressing hash table of exact keys: rows of `width` 64-bit words of key and one of value.
-
-    The first word of a key is never 0, which marks a free row; a free row has the value -1.
-    """
-
-    def __init__(self, width: int) -> None:
-        self.width, self.used = width, 0
-        self.rows = _free_rows(1 << 10, width)
-
-    def find(self, keys: list[np.ndarray]) -> np.ndarray:
-        """Values int64[n], each at least 0, or -1; `keys` are uint64[n], one a word."""
-        return self._find(keys)[0]
-
-    def claim(self, keys: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Makes rows for keys that the table does not hold; the caller must then set their values.
-
-        Args:
-            keys: uint64[n], one a word; keys may occur several times.
-
-        Returns:
-            (number int64[n], first int64[m]) over the m distinct keys: which of them each key is, and where it occurs
-            among the keys.
-        """
-        numbers, firsts, count = [], [], 0
-        for at in range(0, keys[0].size, _CHUNK):
-            part = [key[at : at + _CHUNK] for key in keys]
-            # Until it is set, the value of a claimed row is the number of its key.
-            number = self.find(part)
-            new = np.flatnonzero(number < 0)
-            number[new], first = self._claim([key.take(new) for key in part], count)
-            numbers.append(number)
-            firsts.append(at + new[first])
-            count += first.size
-        return np.concatenate(numbers), np.concatenate(firsts)
-
-    def set(self, keys: list[np.ndarray], values: np.ndarray) -> None:
-        """Gives keys that the table holds their values, int64[n], each at least 0."""
-        self.rows[self._find(keys)[1], self.width] = values.view(np.uint64)
-
-    def _find(self, keys: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """(values, slots), int64[n] each: the rows that hold the keys, or where the search for them ended."""
-        slots = self._slots(keys)
-        rows = self.rows.take(slots, axis=0)  # ten times as fast as rows[slots]
-        values = rows[:, self.width].astype(np.int64)
-        pending = self._others(rows, keys)
-        while pending.size:
-            keys = [key.take(pending) for key in keys] if pending.size < keys[0].size else keys
-            slot = slots.take(pending) + 1 & len(self.rows) - 1
-            rows = self.rows.take(slot, axis=0)
-            slots[pending] = slot
-            values[pending] = rows[:, self.width].astype(np.int64)
-            more = self._others(rows, keys)
-            pending, keys = pending[more], [key.take(more) for key in keys]
-        return values, slots
-
-    def _claim(self, keys: list[np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `claim`, for keys that no row has; numbers begin at `count`."""
-        n = keys[0].size
-        self._make_room(n)
-        slots, pending = self._slots(keys), np.arange(n)
-        number, firsts = np.empty(n, np.int64), [pending[:0]]
-        while pending.size:
-            # Of several keys that want a free row the last one written has it.
-            free = self.rows[slots, 0] == 0
-            wanting, wanted = pending[free], slots[free]
-            self.rows[wanted, self.width] = wanting.view(np.uint64)
-            won = self.rows[wanted, self.width] == wanting.view(np.uint64)
-            winners, place = wanting[won], wanted[won]
-            for word, key in enumerate(keys):
-                self.rows[place, word] = key[winners]
-            self.rows[place, self.width] = np.arange(count, count + winners.size).view(np.uint64)
-            count += winners.size
-            firsts.append(winners)
-            rows = self.rows.take(slots, axis=0)
-            mine = [key.take(pending) for key in keys]
-            differ = rows[:, 0] != mine[0]
-            for word in range(1, self.width):
-                differ |= rows[:, word] != mine[word]
-            number[pending[~differ]] = rows[~differ, self.width].astype(np.int64)
-            pending, slots = pending[differ], slots[differ] + 1 & len(self.rows) - 1
-        first = np.concatenate(firsts)
-        self.used += first.size
-        return number, first
-
-    def _make_room(self, more: int) -> None:
-        """Grows so that with `more` keys the table is at most half full."""
-        used = self.used + more
-        if 2 * used <= len(self.rows):
-            return
-        old = self.rows[self.rows[:, 0] != 0]
-        self.rows, self.used = _free_rows(1 << (2 * used - 1).bit_length(), self.width), 0
-        keys = [old[:, word] for word in range(self.width)]
-        self._claim(keys, 0)
-        self.set(keys, old[:, self.width].view(np.int64))
-
-    def _others(self, rows: np.ndarray, keys: list[np.ndarray]) -> np.ndarray:
-        """Which rows hold another key, so that the search goes on."""
-        differ = rows[:, 0] != keys[0]
-        for word in range(1, self.width):
-            differ |= rows[:, word] != keys[word]
-        differ = differ.nonzero()[0]
-        return differ[rows[differ, 0] != 0] if differ.size else differ
-
-    def _slots(self, keys: list[np.ndarray]) -> np.ndarray:
-        # Sums of products with odd numbers: the upper bits depend on every bit of the key.
-        mixed = keys[0] * _FACTORS[0]
-        for key, factor in zip(keys[1:], _FACTORS[1:], strict=False):
-            mixed += key * factor
-        return (mixed >> np.uint64(65 - len(self.rows).bit_length())).view(np.int64)
-
-
-# Odd 64-bit numbers without a pattern: digits of the golden ratio, then a linear congruence.
-_FACTORS = [np.uint64((0x9E3779B97F4A7C15 * pow(6364136223846793005, k, 1 << 64) | 1) % (1 << 64)) for k in range(8)]
-
-
-def _free_rows(size: int, width: int) -> np.ndarray:
-    # A width of 2 takes rows of 32 bytes: NumPy copies those in one piece.
-    rows = np.zeros((size, 4 if width == 2 else width + 1), np.uint64)
-    rows[:, width] = 0xFFFFFFFFFFFFFFFF
-    return rows
-
-
-def _keys(source: np.ndarray, starts: np.ndarray, lengths: np.ndarray, width: int) -> list[np.ndarray]:
-    """The `lengths[i]` items from `starts[i]` on, at most 8 * width bytes of them, as uint64[r], one a word."""
-    size, words = source.itemsize, []
-    for word in range(width):
-        window = np.ndarray((source.size - 8 * width // size + 1,), "<u8", source, 8 * word, (size,))
-        words.append(window[starts] & _MASKS[size][word].take(lengths, mode="clip"))
-    return words
-
-
-def _masks(size: int) -> list[np.ndarray]:
-    """By word of a key: uint64[length + 1], which bits of the word belong to a run of that length."""
-    longest = 8 * _WIDTHS[-1] // size
-    return [
-        np.array([(1 << 8 * min(max(size * n - 8 * word, 0), 8)) - 1 for n in range(longest + 1)], np.uint64)
-        for word in range(_WIDTHS[-1])
-    ]
-
-
-_MASKS = {size: _masks(size) for size in (1, 2)}
-
-
-def _ragged(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """int64: starts[0], starts[0] + 1, … `lengths[0]` of them, then those of the next."""
-    ends = np.cumsum(lengths)
-    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if ends.size else 0)
 
 
 def _groups(texts: Sequence[str], size: int) -> Iterator[np.ndarray]:

@@ -7,9 +7,12 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bert_jax.errors import UserError
 from bert_jax.text.tokenizer import Special, Tokenizer, from_vocab
+from bert_jax.text.word_memo import WordMemo
 from data_prep.train_tokenizer import TokenizerSettings, train
 from tests.text import tiny
 
@@ -127,6 +130,66 @@ def test_nasties_encode_alone_as_in_a_batch_and_with_offsets(trained, kind):
             assert together.word_start[part][0]
 
 
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_words_remembered_have_the_ids_of_the_library(trained, kind):
+    tokenizer = trained[kind]
+    # What could reach over a blank: marks, joiners and letters that belong to the grapheme of a blank, other blanks.
+    ends = [
+        "\u0301",
+        "\u200d",
+        "\u0e33",
+        "\uff9e",
+        "\U0001f3fb",
+        "\u0600",
+        "\u0d4e",
+        "\xa0",
+        "\t",
+        "\u3000",
+        "\u2581",
+        "\n",
+    ]
+    ends += [
+        "\x01",
+        "\x85",
+        "\ufb01",
+        "\u0345",
+        "\u0bbe",
+        "",
+        " ",
+        "[MASK]",
+        "\ufffd",
+        "\xad",
+        "\xb4",
+        "\xa8",
+        "\u2028",
+    ]
+    texts = [
+        *tiny.NASTIES,
+        *(form.format(a, b) for a in ends for b in ends for form in ("the{} {}cat", "{} {}", "a {}{} b")),
+    ]
+    fast = tokenizer._fast
+    assert isinstance(fast, WordMemo)
+    for part in (texts, texts[::-1], ["the cat sat."], []):
+        encoded, plain = tokenizer.encode_batch(part), tokenizer._encode_plainly(part, False)
+        np.testing.assert_array_equal(encoded.rows, plain.rows)
+        np.testing.assert_array_equal(encoded.ids, plain.ids)
+        np.testing.assert_array_equal(encoded.word_start, plain.word_start)
+    one = WordMemo(tokenizer._engine, limit=3)
+    for text in tiny.text(3).split("\n"):
+        assert one.encode([text])[0].tolist() == tokenizer._encode_plainly([text], False).ids.tolist()
+        assert len(one._numbers) < 100
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    texts=st.lists(st.text() | st.text(st.sampled_from(" \u0301\u200d\xa0\u0600abTt.[MASK]\ufb01\u3000"), max_size=30))
+)
+def test_any_text_has_the_ids_of_the_library(trained, texts):
+    for tokenizer in trained.values():
+        encoded, plain = tokenizer.encode_batch(texts), tokenizer._encode_plainly(texts, False)
+        assert encoded.rows.tolist() == plain.rows.tolist() and encoded.ids.tolist() == plain.ids.tolist()
+
+
 def test_lone_surrogates_count_as_replacement_characters(trained):
     for tokenizer in trained.values():
         assert _ids(tokenizer, "cat \ud800 dog") == _ids(tokenizer, "cat \ufffd dog")
@@ -174,9 +237,9 @@ def test_scores_survive_the_json_reader_of_tokenizers(trained):
 @pytest.mark.parametrize("kind", ["unigram", "bpe", "wordpiece"])
 def test_training_twice_gives_the_same_bytes(trained, kind, tmp_path):
     (tmp_path / "text.txt").write_text(tiny.text(40), encoding="utf-8")
-    settings = TokenizerSettings(kind, 80)
+    chosen = TokenizerSettings(kind, 80)
     for name in ("a", "b"):
-        train([str(tmp_path / "text.txt")], str(tmp_path / name), settings)
+        train([str(tmp_path / "text.txt")], str(tmp_path / name), chosen)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bert_jax.text.exact_table import Table
 from bert_jax.text.tokenizer import SPECIAL_NAMES, Tokenizer, from_vocab
-from bert_jax.text.wordpiece import WordPiece, _Table
+from bert_jax.text.wordpiece import WordPiece
 from tests.text import tiny
 
 # Letters of many scripts; marks, ideographs, half-composed Hangul, astral planes; capitals and accents.
@@ -175,7 +176,7 @@ def test_a_copy_by_pickle_and_threads_give_the_same(tokenizer):
 @pytest.mark.parametrize("width", [2, 4])
 def test_a_table_keeps_every_key_apart(width):
     rng = np.random.default_rng(0)
-    table, known = _Table(width), {}
+    table, known = Table(width), {}
     for _ in range(6):
         # Few values a word, so that keys come again and differ in one word only; multiples of a power of two, which
         # collide in any table that looks at low bits.
