@@ -353,30 +353,31 @@ def _spans(buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[di
     for _ in range(_ROUNDS):
         if not len(rows):
             return spans, slow
-        at = cursor[rows]
-        behind = int(passed[rows].argmin())  # so that the others need not come this way again
-        head = _entry_head(buffer, int(at[behind]), int(stop[rows[behind]]))
+        steps = passed[rows]
+        here = rows[steps == steps.min()]  # those ahead wait, so that the others catch up with them
+        at = cursor[here]
+        head = _entry_head(buffer, int(at[0]), int(stop[here[0]]))
         if head is None:
-            slow[rows[behind]] = True
-            rows = np.delete(rows, behind)
+            slow[here[0]] = True
+            rows = rows[rows != here[0]]
             continue
         window = windows(buffer, at, 8 * len(head.mask))
-        words, here = window.view(np.uint64), rows
+        words = window.view(np.uint64)
         if (words & head.extent == head.bytes).all():  # sizes too, as most features have it
             end = at + head.size
             odd = end > stop[here]
         else:
             same = np.flatnonzero(~(words & head.mask != head.bytes & head.mask).any(axis=1))
-            window, at, here = window[same], at[same], rows[same]
-            ends = []
+            window, at, here = window[same], at[same], here[same]
+            stops = []
             for place, width in head.sizes:
                 size = window[:, place].astype(np.int64) & 127
                 for more in range(1, width):
                     size |= (window[:, place + more].astype(np.int64) & 127) << 7 * more
-                ends.append(at + (place + width) + size)
-            end = ends[0]
+                stops.append(at + (place + width) + size)
+            end = stops[0]
             odd = (end > stop[here]) | (at + head.length > end)
-            for other in ends[1:]:
+            for other in stops[1:]:
                 odd |= other != end
         if head.name is not None:
             span = spans.setdefault(head.name, _Span(n))
@@ -505,13 +506,13 @@ def _values(
         counts = finishing.sum(1)
         bad = (counts != width) | (sizes == 0) | ~finishing[np.arange(len(rows)), np.maximum(sizes - 1, 0)]
         raise wrong(bad, f"{name} has {int(counts[bad][0])} values where {width} are expected")
-    last = last.reshape(-1, width)
-    first = np.empty_like(last)
+    first = np.empty((len(rows), width), np.int64)
     first[:, 0] = bases
-    np.add(last[:, :-1], 1, out=first[:, 1:])
+    np.add(last.reshape(-1, width)[:, :-1], 1, out=first[:, 1:])
     value = _short_varints(raw.reshape(-1), first)
     if value is not None:
         return value
+    last = last.reshape(-1, width)
     longest = (last - first).max(axis=1) + 1
     if longest.max() > _LONGEST:
         raise wrong(longest > _LONGEST, f"{name} holds a varint of more than ten bytes")
