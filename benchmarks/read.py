@@ -42,12 +42,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a directory of shards (default: random records)")
     parser.add_argument("--records", type=int, default=32_768, help="random records to write")
-    parser.add_argument("--batch", type=int, default=1024, help="records we read at a time")
+    parser.add_argument("--batch", type=int, default=1024, help="records read at a time")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     fine = True
     if arguments.data:
-        fine &= compare(sorted(arguments.data.glob("train-*.tfrecord")), arguments.batch, arguments.rounds)
+        paths = sorted(arguments.data.glob("train-*.tfrecord"))
+        if not paths:
+            parser.error(f"{arguments.data} holds no train-*.tfrecord")
+        fine &= compare(paths, arguments.batch, arguments.rounds)
     else:
         for spec in (RecordSpec(128, 20), RecordSpec(512, 76)):
             with tempfile.TemporaryDirectory() as directory:
@@ -109,7 +112,7 @@ def ours(paths: list[Path], batch: int) -> Iterator[int]:
 
 
 def tf_data(paths: list[Path], batch: int) -> Iterator[int]:
-    """A shuffle buffer, batches of 256, parsed a batch at a time, on one thread."""
+    """A shuffle buffer of eight batches, parsed a batch at a time, on one thread."""
     import tensorflow as tf
 
     tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -124,13 +127,13 @@ def tf_data(paths: list[Path], batch: int) -> Iterator[int]:
     options = tf.data.Options()
     options.threading.private_threadpool_size = 1
     options.threading.max_intra_op_parallelism = 1
-    data = tf.data.TFRecordDataset([str(path) for path in paths]).repeat().shuffle(8192, seed=0).batch(256)
+    data = tf.data.TFRecordDataset([str(path) for path in paths]).repeat().shuffle(8 * batch, seed=0).batch(batch)
     for parsed in data.map(lambda raw: tf.io.parse_example(raw, features)).with_options(options):
         yield int(parsed["input_ids"].shape[0])
 
 
 def tfrecord_package(paths: list[Path], batch: int) -> Iterator[int]:
-    """A record at a time, through its shuffle queue, stacked to batches of 256."""
+    """A record at a time, through its shuffle queue, stacked to batches."""
     from tfrecord.iterator_utils import shuffle_iterator
     from tfrecord.reader import tfrecord_loader
 
@@ -138,7 +141,7 @@ def tfrecord_package(paths: list[Path], batch: int) -> Iterator[int]:
     loaders = (tfrecord_loader(str(path), None, kinds) for path in itertools.cycle(paths))
     shuffled = shuffle_iterator(itertools.chain.from_iterable(loaders), 1024)
     while True:
-        records = list(itertools.islice(shuffled, 256))
+        records = list(itertools.islice(shuffled, batch))
         yield len({name: np.stack([record[name] for record in records]) for name in SEVEN}["input_ids"])
 
 
@@ -170,7 +173,7 @@ def grain_loader(paths: list[Path], batch: int) -> Iterator[int]:
             return raw[:-4]
 
     class Parse(grain.MapTransform):
-        def map(self, element: bytes) -> Records:
+        def map(self, element: bytes) -> Records:  # pyright: ignore[reportIncompatibleMethodOverride]
             features = Example.FromString(element).features.feature
             return {
                 name: np.array(features[name].float_list.value, np.float32)
@@ -183,7 +186,7 @@ def grain_loader(paths: list[Path], batch: int) -> Iterator[int]:
     loader = grain.DataLoader(
         data_source=source,
         sampler=grain.IndexSampler(len(source), shard_options=grain.NoSharding(), shuffle=True, seed=0),
-        operations=[Parse(), grain.Batch(256)],
+        operations=[Parse(), grain.Batch(batch)],
         read_options=grain.ReadOptions(num_threads=0, prefetch_buffer_size=0),
     )
     for parsed in loader:

@@ -25,6 +25,8 @@ SEVEN = (
 )
 OURS = ("word_starts", "documents", "relation")
 NAMES = SEVEN + OURS
+# Which list of tf.train.Feature holds it: 1 bytes, 2 floats, 3 integers.
+KINDS = {name: 3 for name in NAMES} | {"masked_lm_weights": 2, "word_starts": 1}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ import google_crc32c
 import numpy as np
 
 from bert_jax.errors import UserError
-from bert_jax.text import example
+from bert_jax.text import example, example_writer
 from bert_jax.text.features import Records, RecordSpec
 
 _MAGIC = b"BERTIDX1"
@@ -89,7 +89,7 @@ def write_shard(path: str | os.PathLike, batches: Iterable[Records], spec: Recor
 
 def _frames(batch: Records) -> tuple[np.ndarray, np.ndarray]:
     """A block of records as bytes uint8[m], and the length of each Example."""
-    block, lengths = example.encode(batch, _head, after=4)
+    block, lengths = example_writer.encode(batch, _head, after=4)
     ends = np.cumsum(lengths + _FRAME + 4)
     starts = ends - lengths - 4
     raw, crc = block.tobytes(), google_crc32c.value  # which takes bytes only

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bert_jax.errors import UserError
-from bert_jax.text import example
+from bert_jax.text.example_writer import encode
 from bert_jax.text.features import RecordSpec, check, restore
 from bert_jax.text.records import open_shard, read_together, write_shard
 from tests.text import tiny
@@ -137,9 +137,9 @@ def test_a_record_that_is_no_example_is_named_with_its_place(tmp_path):
 
 
 def test_records_of_another_length_among_others_are_named(tmp_path):
-    one, _ = example.encode(tiny.records(2))
-    other, sizes = example.encode(tiny.records(1, length=31))
-    ends = np.cumsum(example.encode(tiny.records(2))[1])
+    one, _ = encode(tiny.records(2))
+    other, sizes = encode(tiny.records(1, length=31))
+    ends = np.cumsum(encode(tiny.records(2))[1])
     bodies = [one[: ends[0]], one[ends[0] :], other]
     (tmp_path / "a.tfrecord").write_bytes(b"".join(_frame(body.tobytes()) for body in bodies))
     with pytest.raises(UserError, match="record 2 at byte .* 32"):
@@ -229,7 +229,7 @@ def _canonical(records: dict) -> list[bytes]:
 
 
 def _assert_canonical(records: dict) -> None:
-    out, sizes = example.encode(records)
+    out, sizes = encode(records)
     ends = np.cumsum(sizes)
     found = [out[end - size : end].tobytes() for end, size in zip(ends, sizes, strict=True)]
     assert found == _canonical(records) and ends[-1] == len(out)
@@ -338,7 +338,7 @@ def test_records_of_several_shards_are_read_together(tmp_path):
 @pytest.mark.parametrize("odd", [*((one,) for one in ODDITIES), ODDITIES], ids="+".join)
 def test_unusual_examples_among_usual_ones_are_read(tmp_path, odd):
     records, rng = tiny.records(12), np.random.default_rng(1)
-    usual, sizes = example.encode(records)
+    usual, sizes = encode(records)
     ends = np.cumsum(sizes)
     bodies = [
         _unusual(records, row, rng, odd) if row % 3 else usual[ends[row] - sizes[row] : ends[row]].tobytes()
