@@ -116,5 +116,5 @@ def test_a_tokenizer_that_gives_other_ids_is_no_proof(
     huggingface.write(tmp_path / "out", *model)
     path = tmp_path / "out/tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"split_special_tokens": False}))
-    with pytest.raises(UserError, match="not proved .*: 1 texts have other ids; see proof.json"):
+    with pytest.raises(UserError, match="not proved .*: 1 text with other ids; see proof.json"):
         exchange._prove(tmp_path / "out", "pretraining", model[2])
