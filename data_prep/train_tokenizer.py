@@ -29,7 +29,7 @@ SAMPLE_MEGABYTES = 100.0  # for SentencePiece, which holds all it is given
 # everywhere.
 _THREADS = 4
 _LONGEST = 4000  # characters between blanks given to SentencePiece at once; more are cut there
-# Characters of text given to SentencePiece, counts multiplied out: unigram takes some 22 bytes for each.
+# Characters of text given to SentencePiece, blanks too, counts multiplied out: unigram takes some 22 bytes for each.
 _CHARACTERS = 40_000_000
 LONGEST_WORD = 100  # characters; a longer one is [UNK] to WordPiece, whatever its pieces
 _TRAINED = 1_000_000  # words that merges are learnt from, the most frequent, to bound memory
@@ -175,7 +175,7 @@ def _counted(chunks: Counter[str], bar: tqdm) -> Iterator[str]:
     Where there are more, counts are divided and the rest of the division is rounded by the chunk's hash, so
     that on average each keeps its share, the rarest too.
     """
-    scale = max(1.0, sum(len(chunk) * count for chunk, count in chunks.items()) / _CHARACTERS)
+    scale = max(1.0, sum((len(chunk) + 1) * count for chunk, count in chunks.items()) / _CHARACTERS)
     for chunk in sorted(chunks, key=lambda chunk: (-chunks[chunk], chunk)):
         count = chunks[chunk]
         if scale > 1:

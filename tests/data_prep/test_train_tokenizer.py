@@ -6,10 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
+from tqdm import tqdm
 
 from bert_jax.text.tokenizer import Tokenizer
+from data_prep import train_tokenizer
 from data_prep.cli import main
 from tests.text import tiny
 
@@ -143,3 +146,13 @@ def test_values_that_are_none_are_named_in_a_sentence(corpus, capsys, option, va
         _train(corpus, option, value)
     assert stopped.value.code == 2
     assert f"argument {option}: {message}" in capsys.readouterr().err
+
+
+def test_counts_beyond_the_limit_are_divided_and_keep_their_shares(monkeypatch):
+    chunks = Counter({f"rare{number:04}": 1 for number in range(4000)} | {"frequent": 4000})
+    everything = list(train_tokenizer._counted(chunks, tqdm(disable=True)))
+    assert everything[:2] == ["frequent\t4000", "rare0000\t1"] and len(everything) == 4001
+    monkeypatch.setattr(train_tokenizer, "_CHARACTERS", 18_000)  # a quarter of 8,000 words of 9 with their blank
+    counts = dict(line.split("\t") for line in train_tokenizer._counted(chunks, tqdm(disable=True)))
+    assert counts.pop("frequent") in ("1000", "1001", "999")
+    assert set(counts.values()) == {"1"} and 900 < len(counts) < 1100
