@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--nasties", type=int, default=0, help="generated lines (0)")
     parser.add_argument("--seed", type=int, default=0, help="of the generated lines (0)")
     parser.add_argument("--offsets", type=int, default=10, help="compare offsets of every n-th block (10; 0: of none)")
-    parser.add_argument("--limit", type=int, default=250_000, help="runs in the memo (250000)")
+    parser.add_argument("--limit", type=int, default=450_000, help="runs in the memo (450000)")
     args = parser.parse_args()
 
     ours = Tokenizer.load(args.vocab)

@@ -48,11 +48,14 @@ def main() -> None:
 # ------------------------------------------------------------------------------------------ against the reference
 
 
-def reference(lengths: list[list[int]], length: int, short: float, rng: random.Random) -> list[tuple[int, ...]]:
+def reference(
+    lengths: list[list[int]], length: int, short: float, rng: random.Random, chance: float = 0.5
+) -> list[tuple[int, ...]]:
     """(tokens of A, tokens of B, truncated tokens, is random, chunk is one sentence) of every row.
 
     Args:
         lengths: tokens of each sentence, by document.
+        chance: that B is random where the chunk has several sentences; a half in the reference.
     """
     most, found = length - 3, []
     for number, document in enumerate(lengths):
@@ -64,7 +67,7 @@ def reference(lengths: list[list[int]], length: int, short: float, rng: random.R
             if place == len(document) - 1 or sum(chunk) >= wanted:
                 split = rng.randint(1, len(chunk) - 1) if len(chunk) > 1 else 1
                 a, b = sum(chunk[:split]), sum(chunk[split:])
-                is_random = len(chunk) == 1 or rng.random() < 0.5
+                is_random = len(chunk) == 1 or rng.random() < chance
                 if is_random:
                     other = number
                     for _ in range(10):

@@ -130,12 +130,12 @@ def make(
         ("train", ~heldout & (passes > 0), selection.shards),
         ("heldout", heldout & (passes > 0), 0),
     ):
-        ranges = _cut(found["size"] * passes * inside, inside, shards)
-        done = 0
+        text = found["size"] * inside
+        ranges = _cut(text * passes, inside, shards)
+        counted = _spread(len(ranges), _COUNTED / int(text.sum())) if split == "train" else set()
         for number, (first, last) in enumerate(ranges):
-            size = int((found["size"] * inside)[first:last].sum())
-            tasks.append(Task(split, number, len(ranges), first, last, size, split == "train" and done < _COUNTED))
-            done += size
+            size = int(text[first:last].sum())
+            tasks.append(Task(split, number, len(ranges), first, last, size, number in counted))
     by_source = {
         name: {
             "documents": int((found["source"] == number).sum()),
@@ -157,6 +157,12 @@ def read(work: str, task: Task) -> np.ndarray:
     """The entries `PLACE` of the documents numbered task.first to task.last-1."""
     size = PLACE.itemsize
     return np.frombuffer(paths.read_range(paths.join(work, _FILE), task.first * size, task.last * size), PLACE)
+
+
+def _spread(shards: int, share: float) -> set[int]:
+    """Numbers of this share of the shards, one at least, evenly apart: inputs often come sorted by language."""
+    taken = max(1, min(shards, int(shards * share)))
+    return {place * shards // taken for place in range(taken)}
 
 
 def _held_out(found: np.ndarray, kept: np.ndarray, share: float) -> np.ndarray:

@@ -71,6 +71,7 @@ def carry_out(begun: Begun, map_: Callable[[Callable, Begun, Sequence, str], lis
     """
     if begun.manifest is not None and not begun.missing:
         print(f"already done: {begun.out}", file=sys.stderr)
+        paths.remove_tree(begun.work)
         return begun.manifest
     summaries = map_(read_group, begun, begun.groups, "reading")
     planned = plan_shards(begun, summaries)
@@ -107,6 +108,9 @@ class Begun:
 def begin(patterns: Sequence[str], tokenizer_path: str, directory: str, job: Job) -> Begun:
     """Looks at inputs, tokenizer and directory; makes the directory and its tokenizer."""
     tokenizer = Tokenizer.load(tokenizer_path)
+    done = paths.exists(paths.join(directory, NAME))
+    if done:  # a run that was killed while it cleared up left half of its work
+        paths.remove_tree(spool.working_directory(directory))
     if "-" in patterns:
         captured = sources.capture(sys.stdin.buffer, spool.working_directory(directory))
         patterns = [captured if pattern == "-" else pattern for pattern in patterns]
@@ -125,14 +129,12 @@ def begin(patterns: Sequence[str], tokenizer_path: str, directory: str, job: Job
         tuple(groups),
         tokenizer.fingerprint,
     )
-    if paths.exists(paths.join(directory, NAME)):
+    if done:
         return _already_done(begun)
     if os.path.isfile(directory):
         raise UserError("this is a file", directory, "give a directory for the data set")
     _check_leftovers(begun)
-    for folder in (directory, paths.join(directory, "tokenizer")):
-        for half in paths.glob(paths.join(folder, ".*.tmp")):  # what a killed run was writing
-            paths.remove(half)
+    _remove_halves(directory)
     try:
         with paths.staging(paths.join(directory, "tokenizer")) as folder:
             tokenizer.save(folder)
@@ -367,6 +369,13 @@ def _check_leftovers(begun: Begun) -> None:
         )
 
 
+def _remove_halves(directory: str) -> None:
+    """What a killed run was writing."""
+    for folder in (directory, paths.join(directory, "tokenizer")):
+        for half in paths.glob(paths.join(folder, ".*.tmp")):
+            paths.remove(half)
+
+
 def _already_done(begun: Begun) -> Begun:
     """The finished data set of the same job, with the shards that it lacks."""
     with paths.fetched(begun.out, [NAME]) as folder:
@@ -383,6 +392,7 @@ def _already_done(begun: Begun) -> Begun:
             begun.out,
             "give another --out, or remove this one",
         )
+    _remove_halves(begun.out)
     missing = []
     for split in manifest.splits.values():
         for info in split.shards:

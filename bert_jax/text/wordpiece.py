@@ -57,12 +57,12 @@ class WordPiece:
             trie.MAX_WORD, and no added tokens.
         pieces: all of them, by id; fewer than 2**24.
         unk: id of [UNK].
-        limit: runs in the memo above which it starts anew, checked between blocks.
+        limit: runs in the memo above which it starts anew, checked between blocks; 450,000 keep it below 100 MB.
         block: UTF-16 units to work on at a time; 1 << 20 is best for speed (the arrays fit in the cache).
     """
 
     def __init__(
-        self, engine: Engine, pieces: Sequence[str], unk: int, limit: int = 250_000, block: int = 1 << 20
+        self, engine: Engine, pieces: Sequence[str], unk: int, limit: int = 450_000, block: int = 1 << 20
     ) -> None:
         self._settings = (engine, pieces, unk, limit, block)
         self._engine, self._limit, self._block = engine, limit, block
@@ -118,7 +118,7 @@ class WordPiece:
         at, end = 0, units.size - _PADDING
         while at < end:
             if sum(table.used for tables in self._tables.values() for table in tables) > self._limit or (
-                self._pooled > 16 * max(self._limit, 1000)
+                self._pooled > 6 * max(self._limit, 1000)
             ):
                 self.forget()
             size = self._block
@@ -329,7 +329,7 @@ class _Letters:
         normalise, split = self._engine.normalizer.normalize_str, self._engine.pre_tokenizer.pre_tokenize_str
         form = normalise(character)
         words = [word for word, _ in split(normalise(f"a{character}a"))]
-        if not self._stays(form):
+        if not self._stays(character, form):
             self._code[unit] = _OTHER
             return None
         if len(words) > 1 and words[0] == words[-1] == "a":
@@ -347,16 +347,16 @@ class _Letters:
                 self._code[unit], self.of_code[code] = code, ord(form)
         return np.frombuffer(form.encode("utf-16-le"), "<u2").astype(np.uint16)
 
-    def _stays(self, form: str) -> bool:
-        """Whether normalisation leaves a normalised form where it is, whatever stands before and after.
+    def _stays(self, character: str, form: str) -> bool:
+        """Whether normalisation makes `form` of a character whatever stands before and after.
 
         Canonical decomposition, where there is one (it comes with stripping accents), reorders marks.
         """
         if not self._reorders:
             return True
-        normalise = self._engine.normalizer.normalize_str
-        # A mark that is not stripped, as seen by the tables of the library; and marks as seen by Python's.
-        around = normalise(f"\u302e{form}") == f"\u302e{form}" and normalise(f"{form}\u302e") == f"{form}\u302e"
+        normalise, mark = self._engine.normalizer.normalize_str, "\u302e"  # one that is not stripped
+        # By the tables of the library, and by Python's.
+        around = normalise(mark + character) == mark + form and normalise(character + mark) == form + mark
         return around and not any(map(unicodedata.combining, form))
 
 

@@ -208,6 +208,36 @@ def test_a_killed_run_goes_on_to_the_same_bytes(world, made, tmp_path, moment, c
     assert all(path.stat().st_mtime_ns == then for path, then in standing.items()), "a finished shard was made again"
 
 
+CLEARING = """
+import os, shutil, signal, sys
+
+def rmtree(directory):
+    os.remove(os.path.join(directory, "group-00000.text"))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+shutil.rmtree = rmtree
+from data_prep.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_run_killed_while_it_clears_up_leaves_nothing(world, made, tmp_path, lost):
+    # The manifest stands, the spool is half gone: it must neither stay nor be taken for whole.
+    out = tmp_path / "d"
+    inputs = [str(world / "a.txt"), str(world / "b.jsonl")]
+    command = ["shards", *inputs, "--tokenizer", str(world / "tok"), "--out", str(out), "--length", "32"]
+    command += ["--shards", "3", "--heldout", "0.1", "--workers", "1"]
+    assert subprocess.run([sys.executable, "-c", CLEARING, *command]).returncode == -9
+    assert (out / "manifest.json").exists() and (out / ".work").exists()
+    (out / ".train-00001-of-00003.tfrecord.7.tmp").write_bytes(b"half")  # of a lost shard that was being made again
+    if lost:
+        (out / "train-00001-of-00003.tfrecord").unlink()
+    assert main(command) == 0
+    assert _files(out) == _files(made)
+    assert not (out / ".work").exists()
+
+
 def _noted(out: Path, name: str) -> bool:
     return (out / ".work" / f"{name}.json").exists()
 

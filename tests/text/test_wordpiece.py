@@ -119,6 +119,20 @@ def test_a_word_of_more_than_a_hundred_characters_is_unknown(tokenizer, length):
     assert (found == [tokenizer.special.unk]) == (length > 100)
 
 
+def test_ordinary_letters_of_every_script_take_the_fast_way(tokenizer):
+    # What goes to the library has the right ids too, only slowly: nothing but this would tell.
+    letters = _fast(tokenizer)._letters
+    units = np.array([ord(letter) for letter in "aÉßжעع한アกน"], np.uint16)
+    signs = np.array([ord(sign) for sign in ",。-中\n"], np.uint16)
+    blanks = np.array([ord(blank) for blank in " \t\u3000\xa0"], np.uint16)
+    letters.codes(np.concatenate([units, signs, blanks]))
+    assert letters.normalised(units, np.ones(units.size, np.int64))[2].all()
+    assert (2 <= letters.codes(units[:6])).all() and (letters.codes(units[:6]) < 254).all()
+    ideographs_alone = letters.codes(signs).tolist() == [1, 1, 1, 1, 1]
+    assert ideographs_alone == (tokenizer._engine.normalizer.normalize_str("中") != "中")
+    assert not letters.codes(blanks).any()
+
+
 def test_no_text_and_empty_texts(tokenizer):
     for texts in ([], [""], ["", "a", ""], ["\n"], [" ", "\n\n", "\x00"]):
         encoded = tokenizer.encode_batch(texts)
