@@ -28,7 +28,7 @@ from bert_jax.text.tokenizer import Special
 
 _GRID = (0.5, 0.65, 0.8, 0.9)
 _MAX_SCORED = 40_000  # masked tokens scored, evenly taken
-_MAX_TWO_SIDED = 4_000  # of them by both neighbours, which takes 60 microseconds each
+_MAX_TWO_SIDED = 2_500  # of them by both neighbours, which takes 60 microseconds each
 _BLOCK = 4096
 
 Pairs = tuple[np.ndarray, np.ndarray]  # keys left * V + right, ascending; counts int64
