@@ -328,7 +328,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_shard(world, tmp_path, w
         text=True,
     )
     assert done.returncode == 1
-    assert "train-00000-of-00002.tfrecord: the shard cannot be written" in done.stderr
+    assert "-of-00002.tfrecord: the shard cannot be written" in done.stderr  # of two workers either may be first
     assert "Traceback" not in done.stderr
     assert {path.name for path in (tmp_path / "d").iterdir()} - {"heldout-00000-of-00001.tfrecord"} <= {
         "tokenizer",
