@@ -208,7 +208,7 @@ FINE = [
     ),
     Case("one file by two names", "shards a.txt ./a.txt", "out: ", 0),
     Case("a directory that holds itself", "shards ring", "out: ", 0, make=ring),
-    Case("one word more than the cap allows", "shards a.txt --predictions 1", "beyond --predictions 1", 0),
+    Case("a cap far below the rate", "shards a.txt --predictions 1", "beyond --predictions 1", 0),
     Case("the same command again", "shards a.txt --out data --shards 2", "already done: data", 0),
 ]
 OPTIONS = [
