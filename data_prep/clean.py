@@ -120,8 +120,14 @@ class Cleaner:
             return bool(self._keep and self._keep(text))
         except Exception as error:
             begin = text[:40].replace("\n", " ")
-            what = f'the filter failed on "{begin}…" ({type(error).__name__}: {error})'
+            what = f'the filter failed on "{begin}…" ({brief(error)})'
             raise UserError(what, self.cleaning.filter, "mend it") from error
+
+
+def brief(error: Exception) -> str:
+    """An error of somebody's function in a few words: it may quote the whole document."""
+    told = f"{type(error).__name__}: {error}".split("\n")[0]
+    return told if len(told) <= 100 else told[:99] + "…"
 
 
 def _hook(name: str) -> Callable[[str], bool]:
@@ -135,7 +141,7 @@ def _hook(name: str) -> Callable[[str], bool]:
     except AttributeError:
         raise UserError(f"the module has no function {function}", name, "write module:function") from None
     except Exception as error:
-        raise UserError(f"the module cannot be imported ({type(error).__name__}: {error})", name, "mend it") from error
+        raise UserError(f"the module cannot be imported ({brief(error)})", name, "mend it") from error
     if not callable(found):
         raise UserError(f"{function} is no function", name, "write module:function")
     return found

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import math
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -23,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except UserError as error:
-        print(f"bert-data: {error}", file=sys.stderr)
+        _tell(str(error))
         return 1
     except KeyboardInterrupt:
         print("bert-data: interrupted; run the same command again", file=sys.stderr)
@@ -32,8 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:  # a full disk or a lost mount, wherever it strikes
         where = f"{error.filename}: " if error.filename else ""
-        print(f"bert-data: {where}{error.strerror}; make room and run the same command again", file=sys.stderr)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        _tell(f"{where}{error.strerror or error}" + "; make room and run the same command again" * full)
         return 1
+
+
+def _tell(sentence: str) -> None:
+    """One line, even where the name of a file holds a line break."""
+    print("bert-data: " + sentence.replace("\n", "\\n"), file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,18 +63,18 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     def option(to: argparse.ArgumentParser, name: str, default, text: str, **more) -> None:
-        readers = {int: _whole, float: _number, str: str}
+        readers = {int: _natural, float: _number, str: str}
         more = {"type": readers[type(default)]} | more
         to.add_argument(name, default=default, help=f"{text} (default: {default})", **more)
 
     def bad_bytes(to: argparse.ArgumentParser, default: str) -> None:
         option(to, "--on-bad-bytes", default, "bytes that are not UTF-8", choices=("fail", "replace"))
 
-    inputs = "text files (.txt, .jsonl, also .gz or .zst) or quoted globs"
+    inputs = "text files (.txt, .jsonl, also .gz or .zst), directories or quoted globs; - is standard input"
 
     one = command("tokenizer", _tokenizer, "Train a tokenizer on text.")
-    one.add_argument("inputs", nargs="+", help=inputs)
-    one.add_argument("--out", required=True, help="directory to make")
+    one.add_argument("inputs", nargs="+", type=_named, help=inputs)
+    one.add_argument("--out", required=True, type=_named, help="directory to make")
     base = TokenizerSettings()
     option(one, "--kind", base.kind, "algorithm", choices=KINDS)
     option(one, "--vocab", base.vocab_size, "number of pieces", type=_positive)
@@ -83,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
 
     one = command("extend", _extend, "Add words to a WordPiece vocabulary that it cuts into many pieces.")
     one.add_argument("vocabulary", help="tokenizer directory or vocab.txt")
-    one.add_argument("inputs", nargs="+", help=inputs)
-    one.add_argument("--out", required=True, help="directory to make")
+    one.add_argument("inputs", nargs="+", type=_named, help=inputs)
+    one.add_argument("--out", required=True, type=_named, help="directory to make")
     one.add_argument("--add", type=_positive, required=True, help="number of words")
     one.add_argument(
         "--use-unused",
@@ -95,9 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     option(one, "--seed", ExtendSettings.seed, "of the text held out for comparison")
 
     one = command("shards", _shards, "Make masked sentence-pair shards from text.")
-    one.add_argument("inputs", nargs="+", help=f"{inputs}; NAME=INPUT names a source")
+    one.add_argument("inputs", nargs="+", type=_named, help=f"{inputs}; NAME=INPUT names a source")
     one.add_argument("--tokenizer", required=True, help="tokenizer directory or vocab.txt")
-    one.add_argument("--out", required=True, help="directory to make, local or remote")
+    one.add_argument("--out", required=True, type=_named, help="directory to make, local or remote")
     reading, cleaning, selection, base = Reading(), Cleaning(), Selection(), Settings()
     to = one.add_argument_group("rows")
     option(to, "--length", base.length, "tokens a record", type=_positive)
@@ -109,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     to.add_argument(
         "--predictions", type=_positive, help="masked slots a record (default: derived, 20 at 128, 76 at 512)"
     )
-    option(to, "--rate", base.rate, "share of tokens to choose", type=_share)
+    option(to, "--rate", base.rate, "share of tokens to choose", type=_part)
     option(to, "--unit", base.unit, "choose tokens, or all tokens of a word", choices=("token", "word"))
     to.add_argument("--segmenter", default=base.segmenter, help="words of Chinese: jieba, or module:function")
     option(to, "--mask-share", base.mask_share, "chosen tokens that become [MASK]", type=_fraction)
@@ -145,11 +153,11 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--record", type=_whole, help="its number in the split (default: 0)")
     which.add_argument("--random", action="store_true", help="any record")
     option(one, "--count", 1, "how many, from that one on or at random", type=_positive)
-    one.add_argument("--seed", type=int, help="of --random (default: other records each time)")
+    one.add_argument("--seed", type=_natural, help="of --random (default: other records each time)")
 
     one = command("stats", _stats, "Print the counts of a data set; with --out, also measure and draw its records.")
-    one.add_argument("data", help="data set directory")
-    one.add_argument("--out", help="directory for stats.html, a page of its own, and stats.png")
+    one.add_argument("data", type=_named, help="data set directory")
+    one.add_argument("--out", type=_named, help="directory for stats.html, a page of its own, and stats.png")
     one.add_argument("--split", default="train", help="to measure: train or heldout (default: train)")
     option(one, "--records", RECORDS, "records to read at most, spread over all shards", type=_positive)
     option(one, "--seed", 0, "of that choice, and of the records shown")
@@ -161,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _tokenizer(arguments: argparse.Namespace) -> int:
+    from data_prep import sources
     from data_prep.train_tokenizer import TokenizerSettings, train
 
     settings = TokenizerSettings(
@@ -172,16 +181,19 @@ def _tokenizer(arguments: argparse.Namespace) -> int:
         arguments.on_bad_bytes,
         arguments.seed,
     )
-    tokenizer = train(arguments.inputs, arguments.out, settings)
+    with sources.kept(arguments.inputs) as inputs:
+        tokenizer = train(inputs, arguments.out, settings)
     print(f"{arguments.out}: {tokenizer.kind}, {tokenizer.vocab_size} pieces, {tokenizer.fingerprint[:12]}")
     return 0
 
 
 def _extend(arguments: argparse.Namespace) -> int:
+    from data_prep import sources
     from data_prep.extend import ExtendSettings, extend, table
 
     settings = ExtendSettings(arguments.add, arguments.use_unused, arguments.on_bad_bytes, arguments.seed)
-    found = extend(arguments.vocabulary, arguments.inputs, arguments.out, settings)
+    with sources.kept(arguments.inputs) as inputs:
+        found = extend(arguments.vocabulary, inputs, arguments.out, settings)
     if found:
         made = found.tokenizer
         print(table(found))
@@ -195,19 +207,26 @@ def _shards(arguments: argparse.Namespace) -> int:
     job = _job(arguments)
     given = arguments.inputs, arguments.tokenizer, arguments.out, job
     if arguments.dry_run:
+        from data_prep import sources
         from data_prep.estimate import estimate
 
-        found = estimate(arguments.inputs, arguments.tokenizer, job, arguments.workers)
+        with sources.kept(arguments.inputs) as inputs:
+            found = estimate(inputs, arguments.tokenizer, job, arguments.workers)
+        time = timedelta(seconds=math.ceil(found.seconds))
         print(
-            f"from {found.sampled / 1e6:,.1f} MB looked at: {found.text / 1e6:,.0f} MB of text in about "
-            f"{found.documents:,} documents, {found.records:,} records, {found.bytes / 1e6:,.0f} MB of shards "
-            f"(and {found.text / 1e6:,.0f} MB while it runs), about {timedelta(seconds=round(found.seconds))} (h:mm:ss)"
+            f"from {_megabytes(found.sampled)} looked at: {_megabytes(found.text)} of text in about "
+            f"{found.documents:,} documents, {found.records:,} records, {_megabytes(found.bytes)} of shards "
+            f"(and {_megabytes(found.text)} while it runs), about {time} (h:mm:ss)"
         )
         return 0
     if arguments.beam is not None:
         from data_prep import beam
 
-        manifest = beam.prepare(*given, shlex.split(arguments.beam))
+        try:
+            options = shlex.split(arguments.beam)
+        except ValueError as error:
+            raise UserError(f"the options are cut ({error})", "--beam", "close what is quoted") from None
+        manifest = beam.prepare(*given, options)
     else:
         manifest = run.prepare(*given, arguments.workers)
     for reason, count in manifest.reading.get("dropped", {}).items():
@@ -232,6 +251,8 @@ def _job(arguments: argparse.Namespace) -> Job:
         raise UserError("they are shares of one whole", "--mask-share, --random-share", "let them sum to 1 at most")
     if arguments.heldout > 0.9:
         raise UserError("hardly anything would be left to train on", "--heldout", "give a share below 0.9")
+    if twice := [name for name, count in Counter(name for name, _ in arguments.weight).items() if count > 1]:
+        raise UserError(f"{twice[0]} has several weights", "--weight", "give it one")
     cleaning = Cleaning(
         normalise=arguments.normalise,
         controls=arguments.strip_controls,
@@ -303,11 +324,28 @@ def _pydoc(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e6:.2g} MB"
+
+
+def _named(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
+
+
 def _whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _natural(text: str) -> int:
+    value = _whole(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
 
 
 def _number(text: str) -> float:
@@ -345,6 +383,13 @@ def _share(text: str) -> float:
     value = _number(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+    return value
+
+
+def _part(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and below 1")
     return value
 
 

@@ -39,6 +39,7 @@ def estimate(patterns: Sequence[str], tokenizer_path: str, job: run.Job, workers
     Raises:
         UserError: as run.prepare, for the sample.
     """
+    run.check_settings(job)
     named = sources.named(patterns)
     sizes = [sources.describe(name).bytes for _, name in named]
     chosen = sorted({round(at * (len(named) - 1) / max(_FILES - 1, 1)) for at in range(min(_FILES, len(named)))})
@@ -83,15 +84,19 @@ def estimate(patterns: Sequence[str], tokenizer_path: str, job: run.Job, workers
 
 def _unpacking(name: str) -> float:
     """Bytes of text for each byte of a file as it lies there, from its head."""
-    if name.endswith((".gz", ".bz2", ".zst")):
-        head = paths.read_range(name, 0, _HEAD)
-        if name.endswith(".gz"):
+    packed = name.lower()
+    if not packed.endswith((".gz", ".bz2", ".zst")):
+        return 1.0
+    head = paths.read_range(name, 0, _HEAD)
+    try:
+        if packed.endswith(".gz"):
             unpacked = zlib.decompressobj(wbits=31).decompress(head)
-        elif name.endswith(".bz2"):
+        elif packed.endswith(".bz2"):
             unpacked = bz2.BZ2Decompressor().decompress(head)
         else:
             import zstandard
 
             unpacked = zstandard.ZstdDecompressor().decompressobj().decompress(head)
-        return len(unpacked) / max(len(head), 1)
-    return 1.0
+    except Exception:  # damaged, or without its library: reading the documents says so, and where
+        return 1.0
+    return len(unpacked) / max(len(head), 1)

@@ -105,6 +105,7 @@ def extend(vocabulary: str, patterns: list[str], directory: str, settings: Exten
             vocabulary,
             f"pass --add {len(slots)} or less, or leave out --use-unused" if slots else "leave out --use-unused",
         )
+    sources.check_apart(patterns, directory)
     paths = sources.expand(patterns)
     inputs = [sources.describe(path) for path in paths]
     record = {

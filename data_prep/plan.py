@@ -113,7 +113,7 @@ def make(
     for number, name in enumerate(names):
         mine = kept & (found["source"] == number)
         passes[mine] = sources.passes(found["hash"][mine], means[name])
-    heldout = _held_out(found, passes > 0, selection.heldout)
+    heldout = _held_out(found, passes > 0, selection.heldout, dropped)
     # What is held out is gone through once: weights shape what is learned, not what it is measured on.
     passes = np.where(heldout, np.minimum(passes, 1), passes)
 
@@ -165,14 +165,16 @@ def _spread(shards: int, share: float) -> set[int]:
     return {place * shards // taken for place in range(taken)}
 
 
-def _held_out(found: np.ndarray, kept: np.ndarray, share: float) -> np.ndarray:
+def _held_out(found: np.ndarray, kept: np.ndarray, share: float, dropped: dict[str, int]) -> np.ndarray:
     """bool[d]: documents of the lowest hashes, until they hold their share of the text, two texts at least."""
     distinct = np.unique(found["hash"][kept])
     if len(distinct) < 4:
         texts = f"{len(distinct)} different document" + "s" * (len(distinct) != 1)
+        lost = ", ".join(f"{count:,} as {reason}" for reason, count in dropped.items() if count)
         raise UserError(
-            f"the input holds {texts}, at least 4 are needed (2 of them held out)",
-            remedy="give more text, or end documents with a blank line",
+            f"the input holds {texts}{f' when others are dropped ({lost})' if lost else ''}, at least 4 are needed "
+            "(2 of them held out)",
+            remedy="drop fewer, or give more text" if lost else "give more text, or end documents with a blank line",
         )
     weights, keys = found["size"] * kept, found["hash"]
     order = np.argsort(keys, kind="stable")

@@ -6,6 +6,7 @@ after the last of them and ends with the same bytes, with any number of workers.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from bert_jax.errors import UserError
 from bert_jax.text.manifest import NAME, Manifest, Split, load_manifest, write_manifest
 from bert_jax.text.tokenizer import Tokenizer
-from data_prep import levels, paths, plan, shard, sources, spool
+from data_prep import clean, levels, paths, plan, sentences, shard, sources, spool
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,14 @@ class Begun:
 def begin(patterns: Sequence[str], tokenizer_path: str, directory: str, job: Job) -> Begun:
     """Looks at inputs, tokenizer and directory; makes the directory and its tokenizer."""
     tokenizer = Tokenizer.load(tokenizer_path)
+    check_settings(job)
+    sources.check_apart(patterns, directory)
+    if os.path.isfile(directory):
+        raise UserError("this is a file", directory, "give a directory for the data set")
     done = paths.exists(paths.join(directory, NAME))
     if done:  # a run that was killed while it cleared up left half of its work
         paths.remove_tree(spool.working_directory(directory))
-    if "-" in patterns:
-        captured = sources.capture(sys.stdin.buffer, spool.working_directory(directory))
-        patterns = [captured if pattern == "-" else pattern for pattern in patterns]
+    patterns = sources.captured(patterns, spool.working_directory(directory))
     named = sources.named(patterns)
     described = [asdict(sources.describe(name)) for _, name in named]
     names = tuple(dict.fromkeys(source for source, _ in named))
@@ -130,9 +133,12 @@ def begin(patterns: Sequence[str], tokenizer_path: str, directory: str, job: Job
         tokenizer.fingerprint,
     )
     if done:
-        return _already_done(begun)
-    if os.path.isfile(directory):
-        raise UserError("this is a file", directory, "give a directory for the data set")
+        try:
+            begun = _already_done(begun)
+        finally:
+            if not begun.missing:
+                paths.remove_tree(begun.work)  # standard input, if it was kept
+        return begun
     _check_leftovers(begun)
     _remove_halves(directory)
     try:
@@ -140,15 +146,40 @@ def begin(patterns: Sequence[str], tokenizer_path: str, directory: str, job: Job
             tokenizer.save(folder)
         paths.write_bytes(paths.join(begun.work, "job.json"), _identity(begun))
     except OSError as error:
-        raise UserError(f"the directory cannot be written ({error.strerror})", directory) from None
+        with contextlib.suppress(OSError):
+            _remove_halves(directory)
+        raise UserError(f"the directory cannot be written ({paths.reason(error)})", directory) from None
     return begun
+
+
+def check_settings(job: Job) -> None:
+    """What names something that may not be there is looked up before anything is made or read."""
+    clean.Cleaner(job.reading.cleaning)
+    if job.reading.evaluation:
+        sources.expand(job.reading.evaluation)
+    sentences.splitter(job.settings.language)
+    if job.settings.segmenter:
+        sentences.segmenter(job.settings.segmenter)
+    if job.selection.weights and job.selection.smoothing:
+        raise UserError("sources have either weights or smoothing", "--weight, --smooth", "leave one of them out")
+
+
+def _remove_halves(directory: str) -> None:
+    """Temporary files of a run that was killed while it wrote them."""
+    for folder in (directory, paths.join(directory, "tokenizer")):
+        for half in paths.glob(paths.join(folder, ".*.tmp")):
+            paths.remove(half)
 
 
 def read_group(begun: Begun, group: spool.Group, progress: Callable[[int], None]) -> spool.Summary:
     """The first pass over a group of inputs."""
     try:
         return spool.read(group, begun.job.reading, begun.work, progress)
-    except OSError as error:
+    except (OSError, UserError) as error:
+        with contextlib.suppress(OSError):
+            paths.remove(paths.join(begun.work, group.name + ".text"))  # half of it, and perhaps on a full disk
+        if isinstance(error, UserError):
+            raise
         raise UserError(
             f"the text cannot be laid down ({paths.reason(error)})", begun.work, "make room, run it again"
         ) from None
@@ -351,16 +382,23 @@ def _identity(begun: Begun) -> bytes:
 def _check_leftovers(begun: Begun) -> None:
     """An unfinished run of the same job goes on; whatever else lies there is in the way."""
     note = paths.join(begun.work, "job.json")
+    foreign = paths.glob(paths.join(begun.out, "*.tfrecord"))
     if paths.exists(note):
-        if paths.read_bytes(note) != _identity(begun):
+        same = paths.read_bytes(note) == _identity(begun)
+        if same:
+            print(f"going on with the unfinished run in {begun.out}", file=sys.stderr)
+        elif foreign:
             raise UserError(
                 "the directory holds an unfinished run with other settings, text or tokenizer",
                 begun.out,
                 "give another --out, or remove this one",
             )
-        print(f"going on with the unfinished run in {begun.out}", file=sys.stderr)
+        else:  # a command that was refused, most often, and is now mended
+            print(f"{begun.out}: an unfinished run with other settings had no shard yet: begun anew", file=sys.stderr)
+            for old in paths.glob(paths.join(begun.work, "*")):
+                if not old.endswith("standard-input"):
+                    paths.remove(old)
         return
-    foreign = paths.glob(paths.join(begun.out, "*.tfrecord"))
     if foreign:
         raise UserError(
             "the directory has no manifest but shards of another run",

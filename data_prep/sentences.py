@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 
 from bert_jax.errors import UserError
+from data_prep.clean import brief
 
 # Languages that sentencex has rules for, then those that it refers to one of these (its `fallbacks.rs`, version 1.0).
 _OWN = "am ar bg bn ca da de el en es fi fr gu hi hy it ja kk kn ml mr my nl pa pl pt ru sk ta te uk"
@@ -89,9 +90,19 @@ def segmenter(name: str) -> Callable[[str], list[str]]:
         raise UserError(f"the segmenter cannot be imported ({error})", name, "check its name and PYTHONPATH") from None
     except AttributeError:
         raise UserError(f"the module has no {function}", name, "check the name after the colon") from None
+    except Exception as error:
+        raise UserError(f"the segmenter cannot be imported ({brief(error)})", name, "mend it") from error
     if not callable(found):
         raise UserError("it cannot be called", name, "name a function from a string to its words")
-    return found
+
+    def words(sentence: str) -> list[str]:
+        try:
+            return list(found(sentence))
+        except Exception as error:
+            what = f"the segmenter failed on {sentence[:40]!r} ({brief(error)})"
+            raise UserError(what, name, "mend it, it takes a string and gives its words") from error
+
+    return words
 
 
 def word_borders(sentence: str, words: list[str]) -> list[int]:

@@ -76,8 +76,11 @@ def finished(task: plan.Task, work: str, out: str) -> Made | None:
     """What an earlier run noted of this shard, if the shard still is what the note says."""
     if not paths.exists(note_of(work, task)):
         return None
-    note = json.loads(paths.read_bytes(note_of(work, task)))
-    made = Made(**note | {"info": ShardInfo(**note["info"])})
+    try:
+        note = json.loads(paths.read_bytes(note_of(work, task)))
+        made = Made(**note | {"info": ShardInfo(**note["info"])})
+    except (ValueError, TypeError, KeyError):  # the machine fell before the note was on its disk
+        return None
     return made if stands(made.info, out) else None
 
 

@@ -16,12 +16,15 @@ A document is a string whose lines are its paragraphs: stripped, none of them em
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,12 +61,13 @@ def expand(patterns: Iterable[str | os.PathLike[str]]) -> list[str]:
     Raises:
         UserError: a pattern without a match, or a directory without a file of text.
     """
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}
     for pattern in patterns:
-        found |= dict.fromkeys(_matches(os.fspath(pattern)))
+        for one in _matches(os.fspath(pattern)):
+            found.setdefault(_identity(one), one)
     if not found:
         raise UserError("no input is given", remedy="name files, globs or directories")
-    return list(found)
+    return list(found.values())
 
 
 def named(patterns: Iterable[str]) -> list[tuple[str, str]]:
@@ -74,7 +78,7 @@ def named(patterns: Iterable[str]) -> list[tuple[str, str]]:
     Raises:
         UserError: as `expand`; or one input under two sources.
     """
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, str]] = {}
     for pattern in patterns:
         parts = re.fullmatch(r"([\w.-]+)=(.+)", pattern, re.DOTALL)
         if parts and not os.path.exists(pattern) and not paths.glob(pattern):
@@ -82,11 +86,31 @@ def named(patterns: Iterable[str]) -> list[tuple[str, str]]:
         else:
             source = ""
         for one in expand([pattern]):
-            if found.setdefault(one, source) != source:
-                raise UserError(f'the input belongs to two sources, "{found[one]}" and "{source}"', one, "name it once")
+            known, _ = found.setdefault(_identity(one), (source, one))
+            if known != source:
+                raise UserError(f'the input belongs to two sources, "{known}" and "{source}"', one, "name it once")
     if not found:
         raise UserError("no input is given", remedy="name files, globs or directories")
-    return [(source, one) for one, source in found.items()]
+    return list(found.values())
+
+
+def check_apart(patterns: Iterable[str], directory: str) -> None:
+    """Refuses an output in a directory of inputs: the next run would take what stands there for text.
+
+    Raises:
+        UserError: `directory` is one of the directories among the patterns, or lies in one.
+    """
+    for pattern in patterns:
+        for name in (pattern, pattern.partition("=")[2]):
+            if name and paths.is_directory(name) and f"{_identity(directory)}/".startswith(f"{_identity(name)}/"):
+                raise UserError(
+                    f"the output would lie in {name}, among the inputs", directory, "give an --out beside it"
+                )
+
+
+def _identity(name: str) -> str:
+    """The same for all names of a file of this machine."""
+    return name if name == STANDARD_INPUT or _is_data_set(name) or paths.is_remote(name) else os.path.realpath(name)
 
 
 def _matches(pattern: str) -> list[str]:
@@ -147,6 +171,8 @@ def describe(name: str | os.PathLike[str]) -> Input:
         return (_describe_tfds if name.startswith("tfds:") else _describe_hf)(name)
     digest, size = hashlib.sha256(), 0
     try:
+        if not paths.is_remote(name) and stat.S_ISFIFO(os.stat(name).st_mode):
+            raise UserError("this is a pipe, and inputs are read twice", name, "pipe into the command, with - as input")
         with paths.open_read(name) as file:
             while block := file.read(formats.BLOCK):
                 digest.update(block)
@@ -218,6 +244,25 @@ def capture(stream: BinaryIO, directory: str | os.PathLike[str]) -> str:
     except OSError as error:
         raise UserError(f"standard input cannot be kept ({paths.reason(error)})", target) from None
     return target
+
+
+def captured(patterns: Iterable[str], directory: str | os.PathLike[str]) -> list[str]:
+    """The patterns, `-` and `SOURCE=-` among them replaced by what `capture` makes of this process's standard input."""
+    found, kept = [], ""
+    for pattern in patterns:
+        source, sign, name = pattern.rpartition("=")
+        if name == STANDARD_INPUT and not os.path.exists(pattern):
+            kept = kept or capture(sys.stdin.buffer, directory)
+            pattern = source + sign + kept
+        found.append(pattern)
+    return found
+
+
+@contextlib.contextmanager
+def kept(patterns: Iterable[str]) -> Iterator[list[str]]:
+    """As `captured`, in a temporary directory."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield captured(patterns, folder)
 
 
 def _captured(name: str | os.PathLike[str]) -> str:
@@ -299,7 +344,8 @@ def _hf(name: str) -> Any:
     library = formats.library("datasets", "datasets", "sources", name)
     data_set, split = _parsed(name)
     try:
-        if any(os.path.exists(os.path.join(data_set, one)) for one in ("state.json", "dataset_dict.json")):
+        directory = any(os.path.exists(os.path.join(data_set, one)) for one in ("state.json", "dataset_dict.json"))
+        if directory:
             saved = library.load_from_disk(data_set)
         else:
             data_set, _, config = data_set.partition("@")
@@ -307,6 +353,8 @@ def _hf(name: str) -> Any:
     except Exception as error:  # not found, no network, no such configuration: each has its own class
         raise UserError(f"the data set cannot be opened ({_first_line(error)})", name) from None
     if not isinstance(saved, library.DatasetDict):
+        if directory and split not in ("train", str(saved.split)):
+            raise UserError("the data set was saved without splits", name, f"leave out :{split}")
         return saved
     if split not in saved:
         raise UserError(f"the data set has no split {split}", name, f"name one of its splits: {', '.join(saved)}")

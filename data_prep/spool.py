@@ -13,6 +13,7 @@ plan.py, which needs the arrays only.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from bert_jax.errors import UserError
 from data_prep import clean, paths, sources
 
 _GROUP_BYTES = 32_000_000  # of files as they lie there: decides the groups, so that they do not hang on the machine
@@ -99,15 +101,19 @@ def read(group: Group, reading: Reading, spool: str, progress: Callable[[int], N
         progress: called with the bytes of text read since the last call.
 
     Raises:
-        UserError: an input that cannot be read.
+        UserError: an input that cannot be read, or evaluation texts that are all too short.
         OSError: a full disk.
     """
     done = paths.join(spool, group.name + ".json")
     if paths.exists(done):
-        summary = Summary(**json.loads(paths.read_bytes(done)))
-        progress(summary.bytes)
-        return summary
+        with contextlib.suppress(ValueError, TypeError):  # the machine fell before it was on its disk: read again
+            summary = Summary(**json.loads(paths.read_bytes(done)))
+            progress(summary.bytes)
+            return summary
     cleaner = clean.Cleaner(reading.cleaning, _evaluation_texts(reading))
+    if reading.evaluation and not len(cleaner.grams):
+        what = f"no text has {reading.cleaning.grams} words in a row, so no overlap could be found"
+        raise UserError(what, " ".join(reading.evaluation), "lower --decontaminate-words")
     found: list[tuple[int, int, int, int]] = []
     bands: list[np.ndarray] = []
     dropped: Counter[str] = Counter()

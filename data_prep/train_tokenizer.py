@@ -66,6 +66,13 @@ def train(patterns: list[str], directory: str, settings: TokenizerSettings) -> T
     Raises:
         UserError: bad input, too little text for the vocabulary, another tokenizer in the directory.
     """
+    if settings.kind != "wordpiece" and settings.coverage < 0.98:
+        raise UserError(
+            f"SentencePiece trains no tokenizer that covers {settings.coverage:g} of the text",
+            "--coverage",
+            "give 0.98 to 1, or --kind wordpiece",
+        )
+    sources.check_apart(patterns, directory)
     paths = sources.expand(patterns)
     inputs = [sources.describe(path) for path in paths]
     record = {"settings": asdict(settings), "inputs": [asdict(each) for each in inputs]}
@@ -115,6 +122,8 @@ def save(tokenizer: Tokenizer, directory: str, record: dict) -> None:
         os.replace(temporary, out / RECORD)
         tokenizer.save(out)
     except OSError as error:
+        for half in out.glob(f".*.{os.getpid()}.tmp") if out.is_dir() else ():
+            half.unlink(missing_ok=True)
         raise UserError(f"the directory cannot be written ({error.strerror})", directory) from None
 
 

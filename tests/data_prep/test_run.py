@@ -259,10 +259,24 @@ def test_an_unfinished_run_of_other_settings_is_refused(world, tmp_path, capsys)
     out = tmp_path / "d"
     inputs = [str(world / "a.txt"), str(world / "b.jsonl")]
     command = ["shards", *inputs, "--tokenizer", str(world / "tok"), "--out", str(out), "--length", "32"]
-    killed = subprocess.run([sys.executable, "-c", KILLED, "8", *command, "--workers", "1"])
-    assert killed.returncode == -9
+    killed = subprocess.run([sys.executable, "-c", KILLED, "13", *command, "--workers", "1"])
+    assert killed.returncode == -9 and list(out.glob("*.tfrecord"))
+    before = _files(out)
     assert main([*command, "--rate", "0.2"]) == 1
     assert "unfinished run with other settings" in capsys.readouterr().err
+    assert _files(out) == before
+
+
+def test_an_unfinished_run_without_a_shard_gives_way_to_other_settings(world, made, tmp_path, capsys):
+    out = tmp_path / "d"
+    inputs = [str(world / "a.txt"), str(world / "b.jsonl")]
+    command = ["shards", *inputs, "--tokenizer", str(world / "tok"), "--out", str(out), "--length", "32"]
+    command += ["--workers", "1", "--shards", "3"]
+    assert main([*command, "--min-characters", "99999"]) == 1
+    assert "0 different documents when others are dropped (210 as short)" in capsys.readouterr().err
+    assert main([*command, "--heldout", "0.1"]) == 0
+    assert "no shard yet: begun anew" in capsys.readouterr().err
+    assert _files(out) == _files(made)
 
 
 def test_shards_of_another_run_are_not_mixed_in(world, tmp_path, capsys):
