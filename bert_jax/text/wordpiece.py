@@ -123,7 +123,7 @@ class WordPiece:
                 self.forget()
             size = self._block
             while True:
-                stop = end if end - at < 2 * size else at + size
+                stop = end if end - at <= size + size // 4 else at + size
                 codes = self._letters.codes(units[at : stop + _PADDING])
                 outside = codes[stop - at - 1 :: -1] < _FIRST
                 back = int(outside.argmax())
