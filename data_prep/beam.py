@@ -47,7 +47,10 @@ def prepare(
         # Every task left its note in the directory: asked again, it only reads that.
         return [function(begun, task, _silent) for task in tasks]
 
-    return run.carry_out(run.begin(patterns, tokenizer_path, directory, job), beam_map)
+    begun = run.begin(patterns, tokenizer_path, directory, job)
+    if begun.manifest is not None and not begun.missing:
+        return begun.manifest
+    return run.finish(begun, *run.make_all(begun, beam_map))
 
 
 def _call(task, function: Callable, begun: run.Begun) -> None:

@@ -59,25 +59,27 @@ def prepare(
         UserError: bad input, another data set in the directory, or masks that missed their rate.
     """
     begun = begin(patterns, tokenizer_path, directory, job)
+    if begun.manifest is not None and not begun.missing:
+        return begun.manifest
     with _Pool(workers or os.cpu_count() or 1) as pool:
-        return carry_out(begun, pool.map)
+        planned, made = make_all(begun, pool.map)
+    # The workers are gone, and what they held, before the levels are counted.
+    return finish(begun, planned, made)
 
 
-def carry_out(begun: Begun, map_: Callable[[Callable, Begun, Sequence, str], list]) -> Manifest:
-    """What is left of a job: the first pass, the plan, the shards, the manifest.
+def make_all(
+    begun: Begun, map_: Callable[[Callable, Begun, Sequence, str], list]
+) -> tuple[plan.Plan, list[shard.Made]]:
+    """What is left of a job's shards: the first pass, the plan, the shards.
 
     Args:
-        begun: from `begin`.
+        begun: from `begin`, with something left to do.
         map_: map_(function, begun, tasks, what) gives function(begun, task, progress) of every task, in order.
     """
-    if begun.manifest is not None and not begun.missing:
-        print(f"already done: {begun.out}", file=sys.stderr)
-        paths.remove_tree(begun.work)
-        return begun.manifest
     summaries = map_(read_group, begun, begun.groups, "reading")
     planned = plan_shards(begun, summaries)
     tasks = [task for task in planned.tasks if begun.manifest is None or task.name in begun.missing]
-    return finish(begun, planned, map_(make_shard, begun, tasks, "shards"))
+    return planned, map_(make_shard, begun, tasks, "shards")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -138,6 +140,8 @@ def begin(patterns: Sequence[str], tokenizer_path: str, directory: str, job: Job
         finally:
             if not begun.missing:
                 paths.remove_tree(begun.work)  # standard input, if it was kept
+        if not begun.missing:
+            print(f"already done: {begun.out}", file=sys.stderr)
         return begun
     _check_leftovers(begun)
     _remove_halves(directory)
@@ -405,13 +409,6 @@ def _check_leftovers(begun: Begun) -> None:
             foreign[0],
             "remove them, or give another --out",
         )
-
-
-def _remove_halves(directory: str) -> None:
-    """What a killed run was writing."""
-    for folder in (directory, paths.join(directory, "tokenizer")):
-        for half in paths.glob(paths.join(folder, ".*.tmp")):
-            paths.remove(half)
 
 
 def _already_done(begun: Begun) -> Begun:
