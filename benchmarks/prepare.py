@@ -154,7 +154,7 @@ def _stages(args: argparse.Namespace, documents: list[str]) -> Iterator[str]:
         instances, _ = layouts.arrange("pair", corpus, args.length, 0.1, args.duplicates, rng)
     with stage("neighbours counted"):
         begins = corpus.sentences[corpus.documents]
-        levels.count(corpus.ids, begins, corpus.numbers, tokenizer.vocab_size)
+        levels.count(corpus.ids, begins, tokenizer.vocab_size)
     rule, blocks = Rule(predictions_for(args.length)), []
     for first in range(0, len(instances), 2048):
         with stage("rows of ids"):

@@ -7,8 +7,7 @@ neighbours are taken as they originally were.
 * uniform: 1 / V.
 * unigram: (count + 1/2) / (total + V'/2) over the V' ids that are not special tokens.
 * left bigram: p(w|l) = max(c(l,w) - d, 0) / c(l) + d n(l) / c(l) p(w), interpolated absolute discounting,
-  n(l) the number of different followers of l (Ney, Essen, Kneser 1994). d is the best of a grid on a
-  twentieth of the train documents when the rest is counted; then all are counted.
+  n(l) the number of different followers of l, d = n1 / (n1 + 2 n2) (Ney, Essen, Kneser 1994).
 * two-sided bigram: p(w|l,r) proportional to p(w|l) p(r|w), normalised over all w exactly: both factors are
   sparse tables plus a product of vectors, so that the sum over the vocabulary has four cheap parts.
 """
@@ -26,9 +25,8 @@ from bert_jax.text.features import restore
 from bert_jax.text.records import open_shard
 from bert_jax.text.tokenizer import Special
 
-_GRID = (0.5, 0.65, 0.8, 0.9)
 _MAX_SCORED = 40_000  # masked tokens scored, evenly taken
-_MAX_TWO_SIDED = 2_500  # of them by both neighbours, which takes 60 microseconds each
+_MAX_TWO_SIDED = 2_000  # of them by both neighbours, which takes 60 microseconds each
 _BLOCK = 4096
 
 Pairs = tuple[np.ndarray, np.ndarray]  # keys left * V + right, ascending; counts int64
@@ -46,13 +44,13 @@ def measure(
         special: these ids are never masked, so they get no probability.
     """
     found: dict[str, dict[str, float]] = {"uniform": {"loss": log(vocab_size)}}
-    aside, rest, pairs = _merged(counted, vocab_size)
+    pairs = _merged(counted, vocab_size)
     left, word, right = _masked(heldout)
     if not len(word) or not len(pairs[0]):
         return found
     ordinary = np.ones(vocab_size, bool)
     ordinary[special_ids(special)] = False
-    discount = _best_discount(rest, aside, ordinary)
+    discount = _discount(pairs[1])
     forward = Bigram(pairs, ordinary, np.ones(vocab_size, bool), discount)
 
     base = forward.base
@@ -90,19 +88,15 @@ class Bigram:
         left = (pairs[0] // size).astype(np.int32)
         right = (pairs[0] - left.astype(pairs[0].dtype) * pairs[0].dtype.type(size)).astype(np.int32)
         kept = rights[right] & lefts[left]
-        self.keys, self.counts = pairs[0][kept].astype(np.int64), pairs[1][kept]
+        self.keys, counts = pairs[0][kept].astype(np.int64), pairs[1][kept]
         self.left, self.right = left[kept], right[kept]
-        singles = np.bincount(self.right, self.counts, size)
+        singles = np.bincount(self.right, counts, size)
         self.base = np.where(rights, singles + 0.5, 0) / (singles.sum() + 0.5 * rights.sum())
         self.rows = np.searchsorted(self.keys, np.arange(size + 1) * size)
-        self._totals = np.bincount(self.left, self.counts, size)
-        self.discount_by(discount)
-
-    def discount_by(self, discount: float) -> None:
-        """Takes another discount."""
-        seen = np.maximum(self._totals, 1)
-        self.reserve = np.where(self._totals > 0, discount * np.diff(self.rows) / seen, 1.0)
-        self.shares = (self.counts - discount) / seen[self.left]
+        totals = np.bincount(self.left, counts, size)
+        seen = np.maximum(totals, 1)
+        self.reserve = np.where(totals > 0, discount * np.diff(self.rows) / seen, 1.0)
+        self.shares = (counts - discount) / seen[self.left]
 
     def probability(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """p(right | left), element by element."""
@@ -138,7 +132,8 @@ class TwoSided:
 
     def __init__(self, forward: Bigram, backward: Bigram) -> None:
         self.forward, self.backward = forward, backward
-        order = np.argsort(backward.right, kind="stable")
+        narrow = np.uint16 if backward.size <= 2**16 else np.int32  # 16 bits sort by their digits, in no time
+        order = np.argsort(backward.right.astype(narrow), kind="stable")
         self.by_right = backward.left[order], backward.shares[order]
         self.columns = np.searchsorted(backward.right[order], np.arange(backward.size + 1))
         smooth = forward.base * backward.reserve
@@ -209,53 +204,33 @@ class TwoSided:
         return b[hit], f.shares[here][at[hit]], self.by_right[1][there][hit]
 
 
-def _best_discount(rest: Pairs, tuning: Pairs, ordinary: np.ndarray) -> float:
-    """The discount under which the pairs of the set-aside documents are likeliest."""
-    left, right = np.divmod(tuning[0].astype(np.int64), len(ordinary))
-    kept = ordinary[right]
-    left, right, counts = left[kept], right[kept], tuning[1][kept]
-    if not len(left) or not len(rest[0]):
-        return 0.75
-    model = Bigram(rest, ordinary, np.ones(len(ordinary), bool), _GRID[0])
-
-    def loss(discount: float) -> float:
-        model.discount_by(discount)
-        return -(counts * np.log(model.probability(left, right))).sum()
-
-    return min(_GRID, key=loss)
+def _discount(counts: np.ndarray) -> float:
+    """n1 / (n1 + 2 n2), where n1 and n2 pairs were seen once and twice: the leaving-one-out estimate of Ney et al."""
+    once, twice = int((counts == 1).sum()), int((counts == 2).sum())
+    return min(max(once / (once + 2 * twice), 0.1), 0.95) if once else 0.75
 
 
-def count(ids: np.ndarray, documents: np.ndarray, numbers: np.ndarray, vocab_size: int) -> bytes:
+def count(ids: np.ndarray, documents: np.ndarray, vocab_size: int) -> bytes:
     """Neighbours in the documents of a shard, for `measure`: left * V + right of each, in ascending order.
 
     Args:
         ids: [n], original tokens of all documents, one after the other.
         documents: int64[d+1], where each begins in them.
-        numbers: int64[d], of the documents in the whole input; one in twenty is set apart, for tuning.
         vocab_size: V.
     """
     dtype = _key_type(vocab_size)
     keys = ids[:-1].astype(dtype) * dtype.type(vocab_size) + ids[1:].astype(dtype)
-    inside = np.ones(len(keys), bool)
-    inside[documents[1:-1] - 1] = False
-    aside = np.repeat(numbers % 20 == 7, np.diff(documents))[:-1]
-    parts = [np.sort(keys[inside & which]) for which in (aside, ~aside)]
-    return np.int64(len(parts[0])).tobytes() + parts[0].tobytes() + parts[1].tobytes()
+    return np.sort(np.delete(keys, documents[1:-1] - 1)).tobytes()
 
 
 def _key_type(vocab_size: int) -> np.dtype:
     return np.dtype("<u4" if vocab_size**2 <= 2**32 else "<u8")  # half the bytes sort in half the time
 
 
-def _merged(counted: list[bytes], vocab_size: int) -> list[Pairs]:
-    """Of several shards, the neighbours in documents set apart, in the rest, and in all."""
+def _merged(counted: list[bytes], vocab_size: int) -> Pairs:
+    """The neighbours of several shards."""
     dtype = _key_type(vocab_size)
-    aside, rest = [np.zeros(0, dtype)], [np.zeros(0, dtype)]
-    for part in counted:
-        size = int(np.frombuffer(part, "<i8", 1)[0])
-        aside.append(np.frombuffer(part, dtype, size, 8))
-        rest.append(np.frombuffer(part, dtype, offset=8 + size * dtype.itemsize))
-    return [_counts(np.concatenate(keys)) for keys in (aside, rest, aside + rest)]
+    return _counts(np.concatenate([np.zeros(0, dtype), *(np.frombuffer(part, dtype) for part in counted)]))
 
 
 def _counts(keys: np.ndarray) -> Pairs:

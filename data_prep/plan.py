@@ -14,7 +14,7 @@ from bert_jax.errors import UserError
 from data_prep import clean, paths, sources, spool
 
 _SHARD_BYTES = 10_000_000  # of text; decides the number of shards, so that it does not hang on the machine
-_COUNTED = 40_000_000  # bytes of training text whose neighbours are counted for the reference levels
+_COUNTED = 30_000_000  # bytes of training text whose neighbours are counted for the reference levels
 _FILE = "documents"
 
 # One entry a document, in the order of the inputs: where its text lies, how often it is gone through, its split.

@@ -149,7 +149,7 @@ def make(
             summary = write_shard(folder / task.name, blocks, spec)
         if task.counted:
             begins = corpus.sentences[corpus.documents]
-            counted = levels.count(corpus.ids, begins, corpus.numbers, tokenizer.vocab_size)
+            counted = levels.count(corpus.ids, begins, tokenizer.vocab_size)
             paths.write_bytes(pairs_of(work, task), counted)
         padding = summary.records * settings.length - summary.tokens
         info = ShardInfo(task.name, summary.records, summary.bytes, summary.sha256, summary.tokens, padding)

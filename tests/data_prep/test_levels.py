@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_prep.levels import Bigram, TwoSided, _merged, count
+from data_prep.levels import Bigram, TwoSided, _discount, _merged, count
 
 V, SPECIAL = 12, 3
 
@@ -69,17 +69,30 @@ def test_two_sided_equals_the_sum_over_the_vocabulary(seed):
 
 def test_neighbours_are_counted_inside_documents_and_add_up_over_shards():
     ids = np.array([3, 4, 5, 3, 4, 4, 6, 7], np.uint16)
-    one = count(ids, np.array([0, 3, 6, 8]), np.array([5, 7, 8]), V)  # document 7 is set apart
-    other = count(np.array([3, 4, 3, 4], np.uint16), np.array([0, 4]), np.array([30]), V)
-    aside, rest, both = (dict(zip(keys.tolist(), n.tolist(), strict=True)) for keys, n in _merged([one, other], V))
-    assert aside == {3 * V + 4: 1, 4 * V + 4: 1}
-    assert rest == {3 * V + 4: 3, 4 * V + 5: 1, 6 * V + 7: 1, 4 * V + 3: 1}
-    assert both == rest | {3 * V + 4: 4, 4 * V + 4: 1}
-    assert [len(keys) for keys, _ in _merged([], V)] == [0, 0, 0]
+    one = count(ids, np.array([0, 3, 6, 8]), V)
+    other = count(np.array([3, 4, 3, 4], np.uint16), np.array([0, 4]), V)
+    keys, counts = _merged([one, other], V)
+    found = dict(zip(keys.tolist(), counts.tolist(), strict=True))
+    assert found == {3 * V + 4: 4, 4 * V + 4: 1, 4 * V + 5: 1, 6 * V + 7: 1, 4 * V + 3: 1}
+    assert keys.tolist() == sorted(found)
+    assert [len(part) for part in _merged([], V)] == [0, 0]
 
 
 def test_large_vocabularies_keep_their_keys_apart():
     size = 120_000
-    packed = count(np.array([size - 1, size - 1, 0], np.int32), np.array([0, 3]), np.array([1]), size)
-    keys, counts = _merged([packed], size)[2]
+    keys, counts = _merged([count(np.array([size - 1, size - 1, 0], np.int32), np.array([0, 3]), size)], size)
     assert keys.tolist() == [(size - 1) * size, size**2 - 1] and counts.tolist() == [1, 1]
+
+
+def test_the_discount_is_near_the_best_on_text_not_counted():
+    rng = np.random.default_rng(0)
+    text = np.minimum(rng.zipf(1.5, 60_000), 300) - 1
+    parts = [np.unique(part[:-1] * 300 + part[1:], return_counts=True) for part in (text[:30_000], text[30_000:])]
+    everything = np.ones(300, bool)
+    left, right = np.divmod(parts[1][0], 300)
+
+    def loss(discount: float) -> float:
+        model = Bigram(parts[0], everything, everything, discount)
+        return -(parts[1][1] * np.log(model.probability(left, right))).sum() / 30_000
+
+    assert loss(_discount(parts[0][1])) < min(loss(d) for d in (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)) + 0.01
