@@ -8,10 +8,9 @@ no number of workers changes what stays.
 from __future__ import annotations
 
 import functools
-import importlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from bert_jax.errors import UserError
 from bert_jax.text.corrupt import mix
 from data_prep.formats import library, tidy
+from data_prep.hooks import brief, function_named
 
 FORMS = ("", "NFC", "NFKC")
 REASONS = ("empty", "short", "long", "filter", "evaluation")
@@ -88,7 +88,7 @@ class Cleaner:
         self.cleaning = cleaning
         self.grams = grams(evaluation, cleaning.grams)
         self._sieve = sieve(self.grams)
-        self._keep = _hook(cleaning.filter) if cleaning.filter else None
+        self._keep = function_named(cleaning.filter) if cleaning.filter else None
 
     def apply(self, text: str) -> tuple[str, str]:
         """The cleaned document and "", or "" and why it is left out (one of REASONS).
@@ -122,29 +122,6 @@ class Cleaner:
             begin = text[:40].replace("\n", " ")
             what = f'the filter failed on "{begin}…" ({brief(error)})'
             raise UserError(what, self.cleaning.filter, "mend it") from error
-
-
-def brief(error: Exception) -> str:
-    """An error of somebody's function in a few words: it may quote the whole document."""
-    told = f"{type(error).__name__}: {error}".split("\n")[0]
-    return told if len(told) <= 100 else told[:99] + "…"
-
-
-def _hook(name: str) -> Callable[[str], bool]:
-    module, _, function = name.partition(":")
-    if not module or not function:
-        raise UserError("this names no function", name, "write module:function")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except ModuleNotFoundError as error:
-        raise UserError(f"there is no module {error.name}", name, "put its directory on PYTHONPATH") from None
-    except AttributeError:
-        raise UserError(f"the module has no function {function}", name, "write module:function") from None
-    except Exception as error:
-        raise UserError(f"the module cannot be imported ({brief(error)})", name, "mend it") from error
-    if not callable(found):
-        raise UserError(f"{function} is no function", name, "write module:function")
-    return found
 
 
 # -- copies ----------------------------------------------------------------------------------------------------------

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import tempfile
 import warnings
 from collections.abc import Callable
 
 from bert_jax.errors import UserError
-from data_prep.clean import brief
+from data_prep.hooks import brief, function_named
 
 # Languages that sentencex has rules for, then those that it refers to one of these (its `fallbacks.rs`, version 1.0).
 _OWN = "am ar bg bn ca da de el en es fi fr gu hi hy it ja kk kn ml mr my nl pa pl pt ru sk ta te uk"
@@ -81,19 +80,9 @@ def segmenter(name: str) -> Callable[[str], list[str]]:
     """
     if name == "jieba":
         return _jieba()
-    module, colon, function = name.partition(":")
-    if not (module and colon and function):
+    if ":" not in name:
         raise UserError(f"{name!r} is no segmenter", "--segmenter", "give jieba, or module:function")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except ImportError as error:
-        raise UserError(f"the segmenter cannot be imported ({error})", name, "check its name and PYTHONPATH") from None
-    except AttributeError:
-        raise UserError(f"the module has no {function}", name, "check the name after the colon") from None
-    except Exception as error:
-        raise UserError(f"the segmenter cannot be imported ({brief(error)})", name, "mend it") from error
-    if not callable(found):
-        raise UserError("it cannot be called", name, "name a function from a string to its words")
+    found = function_named(name)
 
     def words(sentence: str) -> list[str]:
         try:

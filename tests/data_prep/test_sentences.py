@@ -124,10 +124,10 @@ def test_a_segmenter_of_ones_own(tmp_path, monkeypatch):
     assert sentences.segmenter("cutter:pairs")("abcd") == ["ab", "cd"]
     for name, said in {
         "cutter": "no segmenter",
-        "cutter:": "no segmenter",
-        "cutter:triples": "has no triples",
-        "nowhere:pairs": "cannot be imported",
-        "cutter:NUMBER": "cannot be called",
+        "cutter:": "names no function",
+        "cutter:triples": "no function triples",
+        "nowhere:pairs": "there is no module nowhere",
+        "cutter:NUMBER": "NUMBER is no function",
     }.items():
         with pytest.raises(UserError, match=said):
             sentences.segmenter(name)
