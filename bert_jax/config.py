@@ -236,7 +236,7 @@ class Stage:
             raise UserError(
                 f"warmup = {self.warmup} does not fit into {self.steps} steps",
                 "stage",
-                "give fewer warm-up steps",
+                "give fewer warm-up steps, as by --set stage.0.warmup=10",
             )
         if self.batch % self.accumulate:
             raise UserError(

@@ -70,7 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     def bad_bytes(to: argparse.ArgumentParser, default: str) -> None:
         option(to, "--on-bad-bytes", default, "bytes that are not UTF-8", choices=("fail", "replace"))
 
-    inputs = "text files (.txt, .jsonl, also .gz or .zst), directories or quoted globs; - is standard input"
+    inputs = (
+        "files (.txt, .jsonl, .md, .parquet, also .gz, .zst, .bz2), directories, quoted globs, tfds: and hf: data "
+        "sets, URLs; - is standard input"
+    )
 
     one = command("tokenizer", _tokenizer, "Train a tokenizer on text.")
     one.add_argument("inputs", nargs="+", type=_named, help=inputs)
@@ -132,7 +135,13 @@ def _parser() -> argparse.ArgumentParser:
     to.add_argument("--filter", default="", help="module:function, which says of a text whether to keep it")
     to.add_argument("--drop-copies", action="store_true", help="keep one document of those with the same text")
     to.add_argument("--drop-near-copies", action="store_true", help="keep one document of those with nearly one text")
-    to.add_argument("--decontaminate", nargs="+", default=[], metavar="FILE", help="drop what overlaps these texts")
+    to.add_argument(
+        "--decontaminate",
+        action="append",
+        default=[],
+        metavar="FILES",
+        help="drop what overlaps these texts; repeatable",
+    )
     option(to, "--decontaminate-words", cleaning.grams, "words in a row that are an overlap", type=_positive)
     to.add_argument(
         "--weight", action="append", default=[], type=_weight, metavar="NAME=PASSES", help="passes over a source"

@@ -26,6 +26,8 @@ from bert_jax.text.manifest import NAME, Manifest, Split, load_manifest, write_m
 from bert_jax.text.tokenizer import Tokenizer
 from data_prep import clean, levels, paths, plan, sentences, shard, sources, spool
 
+_UNKNOWN = 0.05  # share of unknown tokens that is told: ordinary text has below one in a hundred
+
 
 @dataclass(frozen=True)
 class Job:
@@ -225,6 +227,12 @@ def finish(begun: Begun, planned: plan.Plan, made: Sequence[shard.Made]) -> Mani
     splits = {name: _split([one for one in made if one.split == name]) for name in ("train", "heldout")}
     for name, split in splits.items():
         _check_rate(name, split, begun.job)
+        if split.rates["unknown_rate"] > _UNKNOWN:
+            print(
+                f"bert-data: note: {name}: {split.rates['unknown_rate']:.0%} of the tokens are unknown "
+                "to the tokenizer: is it one for this language and case?",
+                file=sys.stderr,
+            )
     counted = [paths.read_bytes(shard.pairs_of(begun.work, task)) for task in planned.tasks if task.counted]
     heldout = [info.name for info in splits["heldout"].shards]
     with paths.fetched(begun.out, heldout) as folder:

@@ -216,10 +216,15 @@ def draw_curves(run: str | Path) -> Path:
     return path
 
 
+# What the second head has learned, by the layout of the data.
+_RELATIONS = {"pair": "next sentence", "order": "sentence order", "three": "next, previous or random"}
+
+
 def closing_table(run: str | Path) -> str:
     """The last held-out figures beside the levels, and where everything is."""
     run = Path(run)
-    levels = read_json(run / "manifest.json")["levels"]
+    manifest = read_json(run / "manifest.json")
+    levels = manifest["levels"]
     rows = list(read_metrics(run, "heldout"))
     if not rows:
         raise UserError("nothing was measured on held-out text yet", str(run), "let it train to its first evaluation")
@@ -234,6 +239,7 @@ def closing_table(run: str | Path) -> str:
     )
     if "next_sentence_loss" in last:
         figures = f"{last['next_sentence_accuracy']:>10.3f}{last['next_sentence_loss']:>12.3f}"
-        lines.append(f"{'  next sentence':<34}{figures}")
+        name = _RELATIONS[manifest["settings"].get("layout", "pair")]
+        lines.append(f"{'  ' + name:<34}{figures}")
     lines += ["", f"{'run directory':<15}{run}", f"{'curves':<15}{run / 'curves.png'}"]
     return "\n".join(lines)

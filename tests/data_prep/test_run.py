@@ -392,3 +392,10 @@ def test_usage_errors_exit_with_two(capsys):
             main(arguments)
         assert stopped.value.code == 2
     capsys.readouterr()
+
+
+def test_a_tokenizer_of_another_language_is_told(world, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(tiny.text(40).replace("a", "\uac00"))
+    command = ["shards", str(tmp_path / "a.txt"), "--tokenizer", str(world / "tok"), "--out", str(tmp_path / "d")]
+    assert main([*command, "--length", "32", "--workers", "1"]) == 0
+    assert "of the tokens are unknown to the tokenizer" in capsys.readouterr().err
