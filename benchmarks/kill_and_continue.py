@@ -27,6 +27,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from benchmarks.processes import processes
+
 _WORKERS = (1, 2, 4)
 _PARENT_KILLS = 3
 _BEAM_KILLS = 2
@@ -138,15 +140,7 @@ def _killed(line: list[str], moment: float, all_of_it: bool) -> int | None:
 
 def _alive(group: int) -> list[int]:
     """The processes of a group that have not ended."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-        if int(fields[2]) == group and fields[0] not in "ZX":
-            found.append(int(name))
-    return found
+    return [pid for pid, state, its, _ in processes() if its == group and state not in "ZX"]
 
 
 def standing(out: Path) -> str:

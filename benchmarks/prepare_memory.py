@@ -11,7 +11,6 @@ of a library once a process, and Pss, which divides it among them (/proc/PID/sma
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.processes import processes
 from data_prep import sources
 
 _INTERVAL = 0.02  # seconds
@@ -104,15 +104,7 @@ def watch(command: list[str]) -> Peak:
 
 def _session(leader: int) -> list[int]:
     """All processes of a session, the leader first: what it started, and what those did."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-        if int(fields[3]) == leader:
-            found.append(int(name))
-    return sorted(found)
+    return sorted(pid for pid, _, _, session in processes() if session == leader)
 
 
 def _memory(pid: int) -> tuple[int, int]:

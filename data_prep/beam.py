@@ -48,8 +48,8 @@ def prepare(
         return [function(begun, task, _silent) for task in tasks]
 
     begun = run.begin(patterns, tokenizer_path, directory, job)
-    if begun.manifest is not None and not begun.missing:
-        return begun.manifest
+    if begun.done is not None:
+        return begun.done
     return run.finish(begun, *run.make_all(begun, beam_map))
 
 

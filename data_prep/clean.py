@@ -21,7 +21,6 @@ from data_prep.formats import library, tidy
 from data_prep.hooks import brief, function_named
 
 FORMS = ("", "NFC", "NFKC")
-REASONS = ("empty", "short", "long", "filter", "evaluation")
 
 # Near copies: 14 bands of 8 slots over the 5-grams of words, the setting of FineWeb (Penedo et al. 2024). A pair of
 # Jaccard similarity s shares a band with probability 1 - (1 - s^8)^14: 0.05 at 0.5, 0.77 at 0.75, 0.92 at 0.8,
@@ -91,7 +90,7 @@ class Cleaner:
         self._keep = function_named(cleaning.filter) if cleaning.filter else None
 
     def apply(self, text: str) -> tuple[str, str]:
-        """The cleaned document and "", or "" and why it is left out (one of REASONS).
+        """The cleaned document and "", or "" and why it is left out: empty, short, long, filter or evaluation.
 
         Raises:
             UserError: the filter failed.

@@ -9,9 +9,9 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bert_jax.errors import UserError
 
@@ -350,13 +350,6 @@ def _whole(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 
-def _natural(text: str) -> int:
-    value = _whole(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
 def _number(text: str) -> float:
     try:
         value = float(text)
@@ -367,18 +360,24 @@ def _number(text: str) -> float:
     return value
 
 
-def _positive(text: str) -> int:
-    value = _whole(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
+def _checked(read: Callable[[str], Any], fits: Callable[[Any], bool], otherwise: str) -> Callable[[str], Any]:
+    """A type for argparse: what `read` makes of an argument, refused with "ARGUMENT is `otherwise`" unless it fits."""
+
+    def check(text: str) -> Any:
+        value = read(text)
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"{text} is {otherwise}")
+        return value
+
+    return check
 
 
-def _above_zero(text: str) -> float:
-    value = _number(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
+_natural = _checked(_whole, lambda value: value >= 0, "below 0")
+_positive = _checked(_whole, lambda value: value >= 1, "below 1")
+_above_zero = _checked(_number, lambda value: value > 0, "not above 0")
+_share = _checked(_number, lambda value: 0 < value <= 1, "not above 0 and at most 1")
+_part = _checked(_number, lambda value: 0 < value < 1, "not above 0 and below 1")
+_fraction = _checked(_number, lambda value: 0 <= value <= 1, "not within 0 and 1")
 
 
 def _weight(text: str) -> tuple[str, float]:
@@ -386,27 +385,6 @@ def _weight(text: str) -> tuple[str, float]:
     if not sign or not name:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PASSES, as in wiki=2")
     return name, _above_zero(passes)
-
-
-def _share(text: str) -> float:
-    value = _number(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
-    return value
-
-
-def _part(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and below 1")
-    return value
-
-
-def _fraction(text: str) -> float:
-    value = _number(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not within 0 and 1")
-    return value
 
 
 if __name__ == "__main__":

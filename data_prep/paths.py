@@ -207,9 +207,9 @@ def fetched(directory: Name, names: Sequence[str] | None = None) -> Iterator[Pat
         yield Path(folder)
 
 
-def reason(error: OSError) -> str:
-    """Why a file could not be used, in a few words."""
-    return error.strerror or str(error).split("\n")[0] or type(error).__name__
+def reason(error: Exception) -> str:
+    """Why something could not be used, in a few words: what the system says, else the error's first line."""
+    return getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
 
 
 def _raise(error: OSError) -> None:
@@ -240,7 +240,7 @@ def _remote(path: Name) -> Iterator[tuple[Any, str]]:
     except ValueError as error:
         raise UserError(f"this kind of URL cannot be opened ({error})", path, "use gs://, s3:// or a path") from None
     except Exception as error:  # credentials looked for and not found, say: each library has its own errors
-        raise OSError(errno.EIO, _first_line(error), path) from error
+        raise OSError(errno.EIO, reason(error), path) from error
     try:
         yield system, inside
     except UserError:
@@ -249,9 +249,4 @@ def _remote(path: Name) -> Iterator[tuple[Any, str]]:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
     except Exception as error:
         number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
-        raise OSError(number, _first_line(error), path) from error
-
-
-def _first_line(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text.split("\n")[0] or type(error).__name__
+        raise OSError(number, reason(error), path) from error

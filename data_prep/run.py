@@ -10,9 +10,10 @@ import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
@@ -61,8 +62,8 @@ def prepare(
         UserError: bad input, another data set in the directory, or masks that missed their rate.
     """
     begun = begin(patterns, tokenizer_path, directory, job)
-    if begun.manifest is not None and not begun.missing:
-        return begun.manifest
+    if begun.done is not None:
+        return begun.done
     with _Pool(workers or os.cpu_count() or 1) as pool:
         planned, made = make_all(begun, pool.map)
     # The workers are gone, and what they held, before the levels are counted.
@@ -104,6 +105,11 @@ class Begun:
     fingerprint: str
     manifest: Manifest | None = None
     missing: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> Manifest | None:
+        """The manifest, if there is nothing left to do."""
+        return None if self.missing else self.manifest
 
     @property
     def work(self) -> str:
@@ -302,7 +308,8 @@ class _Pool:
             if self._executor is None:
                 self._executor = ProcessPoolExecutor(self._workers, self._context, _start, (begun, self._done))
             self._done.value = 0
-            futures = [self._executor.submit(_work, function, task) for task in tasks]
+            with _uninterrupted():  # while processes start: they inherit it, and would tell of Ctrl-C at length
+                futures = [self._executor.submit(_work, function, task) for task in tasks]
             pending = set(futures)
             try:
                 while pending:
@@ -319,7 +326,21 @@ class _Pool:
             return [future.result() for future in futures]
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C is not heard for a moment; only the main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _start(begun: Begun, done) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once; the parent says so
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
     _worker.update(begun=begun, done=done)
     threading.Thread(target=_end_with_parent, daemon=True).start()

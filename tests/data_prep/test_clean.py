@@ -68,7 +68,7 @@ def test_a_cleaned_document_stays_as_it_is(text):
     for form in clean.FORMS:
         cleaner = Cleaner(Cleaning(normalise=form, controls=True))
         made, why = cleaner.apply(text)
-        assert (made == "") == (why != "") and why in ("", *clean.REASONS)
+        assert (made == "") == (why != "") and why in ("", "empty")
         if made:
             assert cleaner.apply(made) == (made, "")
             if made != text:  # a document is lines of text, none empty
