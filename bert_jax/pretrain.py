@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bert_jax import flags
 from bert_jax.config import BertConfig, Recipe, Stage, digest, load_recipe, with_data
 from bert_jax.data.feed import ahead, to_devices
 from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches, open_dataset, train_batch
@@ -60,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     if not recipe.data.path:
         raise UserError("no data directory", "data.path", "give --data DIR")
     kill_at = _fault(args.fault)
+    if told := flags.prepare(os.environ, recipe.train, several=args.distributed):
+        print(told, flush=True)  # before any device is asked for: a flag that is refused ends the process
     if args.distributed:
         sharding.join_processes()
     with Notice() as notice:  # from here on: a compilation that is interrupted takes the process down with it
@@ -87,6 +90,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     first = jax.process_index() == 0
     manifests = [hashlib.sha256((s.path / "manifest.json").read_bytes()).hexdigest() for s in stages]
     provenance = rundir.describe(digest(recipe), manifests, dict(mesh.shape))
+    provenance["flags"] = flags.recorded(os.environ)
     sources = [stage.path for stage in stages]
     sharding.on_first_process(lambda: rundir.open_run(run_dir, recipe, config, sources, provenance))
     checkpoints = Checkpoints(run_dir, recipe.checkpoint.keep)
@@ -101,6 +105,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     jax.config.update("jax_compilation_cache_dir", str(run_dir.absolute() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
 
     # ----------------------------------------------------------------- state: shapes, then shardings, then arrays
     tx = make_optimizer(recipe.train)
@@ -129,6 +134,8 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
         f" {counted(stages[0].train.records, 'record')} of {stages[0].train.manifest.length} tokens;"
         + (f" continuing after step {done:,}" if done else f" {counted(recipe.steps, 'step')}")
     )
+    if recipe.train.deterministic:
+        report.say(flags.price(platform))
 
     def save(state: TrainState) -> None:
         report.flush()  # a checkpoint must not know of a step whose line is lost
