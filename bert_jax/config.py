@@ -175,8 +175,10 @@ class TrainSettings:
     remat: bool = False
     xla_preset: str = "auto"  # bert_jax/flags.py; "none" leaves XLA as it comes
     deterministic: bool = False  # a GPU adds in one order, so that two runs give the same bits
-    mesh_data: int = 0  # 0: all devices that mesh_fsdp leaves
+    mesh_data: int = 0  # 0: all devices that mesh_fsdp and mesh_tensor leave
     mesh_fsdp: int = 1
+    mesh_tensor: int = 1
+    shard_optimizer: bool = False  # moments and the update are spread over mesh_data too
     evaluate_every: int = 1000
     evaluate_batch: int = 0  # 0: as the stage trains
     skip_limit: int = 20  # this many non-finite steps in a row end the run
@@ -185,7 +187,7 @@ class TrainSettings:
         _one_of(self, "train", "optimizer", ("adamw", "lamb"))
         _one_of(self, "train", "dtype", ("float32", "bfloat16"))
         _one_of(self, "train", "xla_preset", ("auto", "none"))
-        _positive(self, "train", "mesh_fsdp", "evaluate_every", "skip_limit")
+        _positive(self, "train", "mesh_fsdp", "mesh_tensor", "evaluate_every", "skip_limit")
 
     @property
     def execution(self) -> Execution:

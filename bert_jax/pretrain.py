@@ -82,7 +82,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     clock = Clock()
     stages = [open_stage(recipe, number) for number in range(len(recipe.stage))]
     config = check_stages(recipe, stages)
-    mesh = sharding.make_mesh(recipe.train.mesh_data, recipe.train.mesh_fsdp)
+    mesh = sharding.make_mesh(recipe.train.mesh_data, recipe.train.mesh_fsdp, recipe.train.mesh_tensor)
     for stage in stages:
         sharding.check_batch(mesh, stage.settings.batch, stage.settings.accumulate, f"stage.{stage.number}")
     if recipe.train.evaluate_batch:
@@ -111,7 +111,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     tx = make_optimizer(recipe.train)
     make_state = partial(_fresh_state, config, recipe.train.seed, tx)
     shapes = jax.eval_shape(make_state)
-    places = _state_shardings(mesh, config, shapes)
+    places = sharding.state_shardings(mesh, bert.axes(config), shapes, recipe.train.shard_optimizer)
     abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
     if done:
         state = restore(checkpoints, done, abstract)
@@ -296,22 +296,6 @@ def restore(checkpoints: Checkpoints, step: int, abstract: TrainState) -> TrainS
 def _fresh_state(config: BertConfig, seed: int, tx: Any) -> TrainState:
     # the step folds small numbers into this seed's key for dropout: initial values come from another
     return init_state(bert.init(config, jax.random.fold_in(jax.random.key(seed), 2**31 - 1)), tx)
-
-
-def _state_shardings(mesh: jax.sharding.Mesh, config: BertConfig, shapes: TrainState) -> TrainState:
-    """Moments lie where their parameters lie, all else on every device."""
-    params = sharding.shard_tree(mesh, bert.axes(config), shapes.params)
-    return like_params(shapes, params, sharding.replicated(mesh))
-
-
-def like_params(shapes: TrainState, params: Any, other: Any) -> TrainState:
-    """A tree of shardings for the state: subtrees shaped as the parameters get theirs, other leaves get `other`."""
-    structure = jax.tree.structure(shapes.params)
-
-    def is_params(node: Any) -> bool:
-        return jax.tree.structure(node) == structure
-
-    return jax.tree.map(lambda node: params if is_params(node) else other, shapes, is_leaf=is_params)
 
 
 class Pending(NamedTuple):
