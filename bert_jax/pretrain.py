@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bert_jax import flags
 from bert_jax.config import BertConfig, Recipe, Stage, digest, load_recipe, with_data
 from bert_jax.data.feed import ahead, to_devices
 from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches, open_dataset, train_batch
@@ -60,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     if not recipe.data.path:
         raise UserError("no data directory", "data.path", "give --data DIR")
     kill_at = _fault(args.fault)
+    if told := flags.prepare(os.environ, recipe.train, several=args.distributed):
+        print(told, flush=True)  # before any device is asked for: a flag that is refused ends the process
     if args.distributed:
         sharding.join_processes()
     with Notice() as notice:  # from here on: a compilation that is interrupted takes the process down with it
@@ -79,7 +82,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     clock = Clock()
     stages = [open_stage(recipe, number) for number in range(len(recipe.stage))]
     config = check_stages(recipe, stages)
-    mesh = sharding.make_mesh(recipe.train.mesh_data, recipe.train.mesh_fsdp)
+    mesh = sharding.make_mesh(recipe.train.mesh_data, recipe.train.mesh_fsdp, recipe.train.mesh_tensor)
     for stage in stages:
         sharding.check_batch(mesh, stage.settings.batch, stage.settings.accumulate, f"stage.{stage.number}")
     if recipe.train.evaluate_batch:
@@ -87,6 +90,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     first = jax.process_index() == 0
     manifests = [hashlib.sha256((s.path / "manifest.json").read_bytes()).hexdigest() for s in stages]
     provenance = rundir.describe(digest(recipe), manifests, dict(mesh.shape))
+    provenance["flags"] = flags.recorded(os.environ)
     sources = [stage.path for stage in stages]
     sharding.on_first_process(lambda: rundir.open_run(run_dir, recipe, config, sources, provenance))
     checkpoints = Checkpoints(run_dir, recipe.checkpoint.keep)
@@ -101,12 +105,13 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     jax.config.update("jax_compilation_cache_dir", str(run_dir.absolute() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
 
     # ----------------------------------------------------------------- state: shapes, then shardings, then arrays
     tx = make_optimizer(recipe.train)
     make_state = partial(_fresh_state, config, recipe.train.seed, tx)
     shapes = jax.eval_shape(make_state)
-    places = _state_shardings(mesh, config, shapes)
+    places = sharding.state_shardings(mesh, bert.axes(config), shapes, recipe.train.shard_optimizer)
     abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
     if done:
         state = restore(checkpoints, done, abstract)
@@ -129,6 +134,8 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
         f" {counted(stages[0].train.records, 'record')} of {stages[0].train.manifest.length} tokens;"
         + (f" continuing after step {done:,}" if done else f" {counted(recipe.steps, 'step')}")
     )
+    if recipe.train.deterministic:
+        report.say(flags.price(platform))
 
     def save(state: TrainState) -> None:
         report.flush()  # a checkpoint must not know of a step whose line is lost
@@ -289,22 +296,6 @@ def restore(checkpoints: Checkpoints, step: int, abstract: TrainState) -> TrainS
 def _fresh_state(config: BertConfig, seed: int, tx: Any) -> TrainState:
     # the step folds small numbers into this seed's key for dropout: initial values come from another
     return init_state(bert.init(config, jax.random.fold_in(jax.random.key(seed), 2**31 - 1)), tx)
-
-
-def _state_shardings(mesh: jax.sharding.Mesh, config: BertConfig, shapes: TrainState) -> TrainState:
-    """Moments lie where their parameters lie, all else on every device."""
-    params = sharding.shard_tree(mesh, bert.axes(config), shapes.params)
-    return like_params(shapes, params, sharding.replicated(mesh))
-
-
-def like_params(shapes: TrainState, params: Any, other: Any) -> TrainState:
-    """A tree of shardings for the state: subtrees shaped as the parameters get theirs, other leaves get `other`."""
-    structure = jax.tree.structure(shapes.params)
-
-    def is_params(node: Any) -> bool:
-        return jax.tree.structure(node) == structure
-
-    return jax.tree.map(lambda node: params if is_params(node) else other, shapes, is_leaf=is_params)
 
 
 class Pending(NamedTuple):
