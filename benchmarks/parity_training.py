@@ -66,8 +66,8 @@ def compare(config: BertConfig, batches: list[HostBatch], stage: Stage) -> tuple
 
 
 def torch_twin(config: BertConfig, params: Params) -> Any:
-    """transformers' BertForPreTraining with our weights, without dropout."""
-    tree = config_to_json(replace(config, hidden_dropout=0.0, attention_dropout=0.0), "pretraining", pad=0)
+    """transformers' BertForPreTraining with our weights."""
+    tree = config_to_json(config, "pretraining", pad=0)
     model = transformers.BertForPreTraining(transformers.BertConfig(**tree))
     tensors = to_foreign(HUGGING_FACE, config, params)
     report = model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()}, strict=False)
@@ -93,6 +93,17 @@ def torch_batch(batch: HostBatch) -> dict[str, Any]:
     }
 
 
+def torch_adamw(model: Any, settings: TrainSettings) -> Any:
+    """torch's AdamW as the recipe has it: biases and norms do not decay. The learning rate is set at each step."""
+    named = dict(model.named_parameters())
+    still = {name for name in named if name.endswith("bias") or "LayerNorm" in name}
+    groups = [
+        {"params": [named[n] for n in named if n not in still], "weight_decay": settings.weight_decay},
+        {"params": [named[n] for n in still], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
+
+
 def _train_here(
     config: BertConfig, params: Params, batches: list[HostBatch], stage: Stage, settings: TrainSettings
 ) -> list[float]:
@@ -108,14 +119,7 @@ def _train_here(
 
 
 def _train_there(model: Any, batches: list[HostBatch], stage: Stage, settings: TrainSettings) -> list[float]:
-    named = dict(model.named_parameters())
-    still = {name for name in named if name.endswith("bias") or "LayerNorm" in name}
-    groups = [
-        {"params": [named[n] for n in named if n not in still], "weight_decay": settings.weight_decay},
-        {"params": [named[n] for n in still], "weight_decay": 0.0},
-    ]
-    betas = (settings.beta1, settings.beta2)
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=settings.epsilon)
+    optimizer = torch_adamw(model, settings)
     schedule = make_schedule([stage])
     model.train()
     losses = []
