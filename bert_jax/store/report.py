@@ -194,9 +194,7 @@ def draw_curves(run: str | Path) -> Path:
             panel.plot(
                 steps[width - 1 :], smooth, color="tab:blue", alpha=0.5, label=f"training, mean of {width} steps"
             )
-        for name, color in {
-            row.get("set", ""): "tab:green" if "set" in row else "tab:orange" for row in heldout
-        }.items():
+        for name in {row.get("set", ""): None for row in heldout}:
             of_set = [row for row in heldout if row.get("set", "") == name]
             panel.plot(
                 [row["step"] for row in of_set],
