@@ -78,9 +78,8 @@ def train(side: str, seed: int, args: argparse.Namespace) -> Iterator[tuple[int,
     """(step, masked-LM loss on held-out text in nats) at `POINTS` places of one run."""
     import jax  # noqa: PLC0415 - the process that only waits needs none of this
 
-    from bert_jax.config import Stage, TrainSettings, preset  # noqa: PLC0415
-    from bert_jax.data.loader import heldout_batches, open_dataset, train_batch  # noqa: PLC0415
-    from bert_jax.data.order import Order  # noqa: PLC0415
+    from bert_jax.config import DataSettings, Stage, TrainSettings, preset  # noqa: PLC0415
+    from bert_jax.data.loader import heldout_batches, open_batches, open_dataset  # noqa: PLC0415
     from bert_jax.model import bert  # noqa: PLC0415
 
     dataset, heldout = open_dataset(args.data, "train"), open_dataset(args.data, "heldout")
@@ -89,15 +88,14 @@ def train(side: str, seed: int, args: argparse.Namespace) -> Iterator[tuple[int,
     )
     stage = Stage(steps=args.steps, batch=32, learning_rate=2e-3, warmup=args.steps // 15)
     settings = TrainSettings(seed=seed, beta2=0.98)
-    order = Order(dataset.records, stage.batch, seed, stage=0)
-    rows = slice(0, stage.batch)
+    batches = open_batches(DataSettings(masking="dynamic"), stage, 0, seed, dataset)
     measured = list(islice(heldout_batches(heldout, 64, slice(0, 64)), args.heldout // 64))
     params = jax.jit(partial(bert.init, config))(jax.random.key(seed))
     begin = _here if side == "here" else _transformers
     step, measure = begin(config, params, settings, stage, measured)
     every = args.steps // POINTS
     for t in range(every * POINTS):
-        step(train_batch(dataset, order, t, rows, "dynamic").rows)
+        step(batches.load(t).rows)
         if (t + 1) % every == 0:
             loss = measure()
             print(f"{side} {seed}: step {t + 1:,} of {args.steps:,}, held out {loss:.3f} nats", flush=True)

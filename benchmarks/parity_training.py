@@ -22,12 +22,11 @@ import numpy as np
 import torch
 import transformers
 
-from bert_jax.config import PRESETS, BertConfig, Execution, Stage, TrainSettings, preset
+from bert_jax.config import PRESETS, BertConfig, DataSettings, Execution, Stage, TrainSettings, preset
 from bert_jax.convert.huggingface import config_to_json
 from bert_jax.convert.names import HUGGING_FACE, Params, to_foreign
 from bert_jax.data.batching import HostBatch
-from bert_jax.data.loader import open_dataset, train_batch
-from bert_jax.data.order import Order
+from bert_jax.data.loader import open_batches, open_dataset
 from bert_jax.model import bert
 from bert_jax.train.loss import make_pretraining_loss, weigh
 from bert_jax.train.optimizer import make_optimizer, make_schedule
@@ -45,11 +44,10 @@ def main() -> int:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     args = parser.parse_args()
     dataset = open_dataset(args.data, "train")
-    order = Order(dataset.records, args.batch, seed=0, stage=0)
-    rows = slice(0, args.batch)
-    batches = [train_batch(dataset, order, t, rows, "static").rows for t in range(args.steps)]
     config = preset(args.preset, dataset.manifest.vocab_size)
     stage = Stage(steps=args.steps, batch=args.batch, learning_rate=args.learning_rate, warmup=args.steps // 10)
+    data = open_batches(DataSettings(), stage, 0, 0, dataset)
+    batches = [data.load(t).rows for t in range(args.steps)]
     ours, theirs = compare(config, batches, stage)
     for step, (one, other) in enumerate(zip(ours, theirs, strict=True), 1):
         print(f"step {step:4d}   here {one:.6f}   transformers {other:.6f}   apart {abs(one - other):.1e}")
