@@ -178,11 +178,13 @@ class TrainSettings:
     evaluate_every: int = 1000
     evaluate_batch: int = 0  # 0: as the stage trains
     skip_limit: int = 20  # this many non-finite steps in a row end the run
+    step_timeout: float = 1800.0  # seconds without a finished step that end it; 0: never
+    silence: float = 60.0  # seconds without a sign of life from another process that end it
 
     def __post_init__(self) -> None:
         _one_of(self, "train", "optimizer", ("adamw", "lamb"))
         _one_of(self, "train", "dtype", ("float32", "bfloat16"))
-        _positive(self, "train", "mesh_fsdp", "evaluate_every", "skip_limit")
+        _positive(self, "train", "mesh_fsdp", "evaluate_every", "skip_limit", "silence")
 
     @property
     def execution(self) -> Execution:
@@ -191,13 +193,21 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """`[checkpoint]`: how often the state is saved and how many saves are kept."""
+    """`[checkpoint]`: how often the state is saved, how many saves are kept, and who says that the machine goes.
+
+    Saved every so many steps, and so many minutes after the last save (0: by steps alone). `notice` is "signal", or
+    "gce" to ask Google's metadata server too.
+    """
 
     every: int = 1000
+    minutes: float = 30.0
     keep: int = 3
+    failures: int = 3  # this many failed saves in a row end the run
+    notice: str = "signal"
 
     def __post_init__(self) -> None:
-        _positive(self, "checkpoint", "every", "keep")
+        _positive(self, "checkpoint", "every", "keep", "failures")
+        _one_of(self, "checkpoint", "notice", ("signal", "gce"))
 
 
 @dataclass(frozen=True)

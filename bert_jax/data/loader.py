@@ -99,6 +99,7 @@ class TrainBatch:
     rows: HostBatch
     tokens: int  # useful tokens of the whole batch, on all processes
     digest: str
+    records: np.ndarray  # int64: the numbers of the whole batch's records
 
 
 def train_batch(dataset: Dataset, order: Order, t: int, rows: slice, masking: str) -> TrainBatch:
@@ -114,7 +115,7 @@ def train_batch(dataset: Dataset, order: Order, t: int, rows: slice, masking: st
         keys = row_keys((order.seed, order.stage), epochs[rows], numbers[rows])
         records = remask(records, dataset.manifest, keys)
     return TrainBatch(
-        t, padded(records, dataset.manifest.relations), int(dataset.tokens[numbers].sum()), digest(numbers)
+        t, padded(records, dataset.manifest.relations), int(dataset.tokens[numbers].sum()), digest(numbers), numbers
     )
 
 
