@@ -173,8 +173,10 @@ class TrainSettings:
     dtype: str = "float32"
     scan: bool = False
     remat: bool = False
-    mesh_data: int = 0  # 0: all devices that mesh_fsdp leaves
+    mesh_data: int = 0  # 0: all devices that mesh_fsdp and mesh_tensor leave
     mesh_fsdp: int = 1
+    mesh_tensor: int = 1
+    shard_optimizer: bool = False  # moments and the update are spread over mesh_data too
     evaluate_every: int = 1000
     evaluate_batch: int = 0  # 0: as the stage trains
     skip_limit: int = 20  # this many non-finite steps in a row end the run
@@ -184,7 +186,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         _one_of(self, "train", "optimizer", ("adamw", "lamb"))
         _one_of(self, "train", "dtype", ("float32", "bfloat16"))
-        _positive(self, "train", "mesh_fsdp", "evaluate_every", "skip_limit", "silence")
+        _positive(self, "train", "mesh_fsdp", "mesh_tensor", "evaluate_every", "skip_limit", "silence")
 
     @property
     def execution(self) -> Execution:

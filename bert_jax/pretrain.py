@@ -95,7 +95,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     clock = Clock()
     stages = [open_stage(recipe, number) for number in range(len(recipe.stage))]
     config = check_stages(recipe, stages)
-    mesh = sharding.make_mesh(recipe.train.mesh_data, recipe.train.mesh_fsdp)
+    mesh = sharding.make_mesh(recipe.train.mesh_data, recipe.train.mesh_fsdp, recipe.train.mesh_tensor)
     for stage in stages:
         sharding.check_batch(mesh, stage.settings.batch, stage.settings.accumulate, f"stage.{stage.number}")
     if recipe.train.evaluate_batch:
@@ -120,7 +120,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     tx = make_optimizer(recipe.train)
     make_state = partial(fresh_state, config, recipe.train.seed, tx)
     shapes = jax.eval_shape(make_state)
-    places = _state_shardings(mesh, config, shapes)
+    places = sharding.state_shardings(mesh, bert.axes(config), shapes, recipe.train.shard_optimizer)
     abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
     checkpoints = Checkpoints(
         run_dir, recipe.checkpoint.keep, recipe.checkpoint.failures, lambda line: report.say(line)
@@ -296,22 +296,6 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
 
 
 # ------------------------------------------------------------------------------------------------------ its parts
-
-
-def _state_shardings(mesh: jax.sharding.Mesh, config: BertConfig, shapes: TrainState) -> TrainState:
-    """Moments lie where their parameters lie, all else on every device."""
-    params = sharding.shard_tree(mesh, bert.axes(config), shapes.params)
-    return like_params(shapes, params, sharding.replicated(mesh))
-
-
-def like_params(shapes: TrainState, params: Any, other: Any) -> TrainState:
-    """A tree of shardings for the state: subtrees shaped as the parameters get theirs, other leaves get `other`."""
-    structure = jax.tree.structure(shapes.params)
-
-    def is_params(node: Any) -> bool:
-        return jax.tree.structure(node) == structure
-
-    return jax.tree.map(lambda node: params if is_params(node) else other, shapes, is_leaf=is_params)
 
 
 def restore_newest(checkpoints: Checkpoints, like: TrainState) -> TrainState | None:

@@ -84,7 +84,7 @@ def test_an_evaluation_batch_that_the_mesh_cannot_divide(
 
 def test_a_mesh_that_the_devices_cannot_make(refused: Cli, recipe: Path, data: Path, tmp_path: Path) -> None:
     line = refused("pretrain", recipe, "--data", data, "--run", tmp_path / "run", "--set", "train.mesh_fsdp=3")
-    assert "a mesh of data any × fsdp 3 does not fit 8 devices" in line
+    assert "a mesh of data any × fsdp 3 × tensor 1 does not fit 8 devices" in line
 
 
 def other_tokenizer(data: Path) -> None:

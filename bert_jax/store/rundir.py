@@ -27,6 +27,8 @@ FREE = {
     "path",
     "mesh_data",
     "mesh_fsdp",
+    "mesh_tensor",
+    "shard_optimizer",
     "every",
     "minutes",
     "keep",
