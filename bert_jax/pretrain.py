@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bert_jax.config import BertConfig, Recipe, digest, load_recipe, with_data
+from bert_jax.config import Recipe, digest, load_recipe, with_data
 from bert_jax.data.feed import ahead, to_devices
 from bert_jax.data.loader import TrainBatch, heldout_batches, train_batch
 from bert_jax.data.order import Order

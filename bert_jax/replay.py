@@ -75,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
                 look = jax.jit(partial(look_inside, loss, seed, settings.accumulate))
                 found, weights, gradients = jax.device_get(look(state, to_devices(rows, sharding.rows(mesh))))
                 print(f"step {args.step:,}, stage {stage.number}, batch {batch.digest} from {where}: loss {found:.6g}")
-                print(f"learning rate {float(schedule(state.step)):.6g}\n\n{'norm of':<14}{'weights':>12}{'gradient':>12}")
+                print(
+                    f"learning rate {float(schedule(state.step)):.6g}\n\n{'norm of':<14}{'weights':>12}{'gradient':>12}"
+                )
                 for name, weight in weights.items():
                     print(f"{name:<14}{weight:>12.4g}{gradients[name]:>12.4g}")
                 return 0
@@ -117,6 +119,8 @@ def norms_by_layer(tree: Any) -> dict[str, jax.Array]:
 
 
 def _newest_before(run: Path, step: int, like: TrainState) -> TrainState | None:
+    if not (run / "checkpoints").is_dir():
+        return None
     checkpoints = Checkpoints(run, read_only=True)
     try:
         for saved in reversed([saved for saved in checkpoints.steps() if saved < step]):

@@ -118,7 +118,8 @@ class Checkpoints:
             raise self._unwritable(error) from error
         finally:
             if jax.process_index() == 0:
-                shutil.rmtree(place, ignore_errors=True)
+                for path in self.path.glob("trial*"):
+                    shutil.rmtree(path, ignore_errors=True)
         if not np.array_equal(found["written"], tree["written"]):
             raise UserError("what is written here comes back changed", str(self.path), "choose another disk")
 
@@ -172,8 +173,8 @@ class Checkpoints:
             raise self._unwritable(error) from error
         self._manager = self._open()  # a manager that failed counts what it has not written
         self._say(
-            f"step {step:,} could not be saved ({_first_line(error)}): training goes on;"
-            f" {counted(self._limit - self._failures, 'more failure')} in a row end the run"
+            f"step {step:,} could not be saved ({_first_line(error)}): training goes on, and ends after"
+            f" {counted(self._limit, 'failure')} in a row"
         )
 
     def finish(self, step: int) -> None:
@@ -224,9 +225,10 @@ class Checkpoints:
 
     def _check(self, step: int, params: Any, where: str) -> None:
         # Orbax casts and cuts without a word: compare first
-        found = jax.tree.map(
-            lambda m: (tuple(m.shape), np.dtype(m.dtype)), dict(self._manager.item_metadata(step).params)
-        )
+        metadata = self._manager.item_metadata(step).params
+        if metadata is None:
+            raise ValueError("it does not tell what it holds")
+        found = jax.tree.map(lambda m: (tuple(m.shape), np.dtype(m.dtype)), dict(metadata))
         if found != jax.tree.map(lambda a: (tuple(a.shape), np.dtype(a.dtype)), params):
             raise UserError("this checkpoint holds another network", where, "give the recipe it began with")
 
@@ -266,6 +268,8 @@ def _on_one_device(abstract: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     text = (str(error).splitlines() or [type(error).__name__])[0]
     reason = re.search(r": ([^:]+?) \[os_error_code", text)  # the system's own words, where TensorStore passes them on
     return reason[1] if reason else text[:200]
