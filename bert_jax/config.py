@@ -207,13 +207,21 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """`[checkpoint]`: how often the state is saved and how many saves are kept."""
+    """`[checkpoint]`: how often the state is saved, how many saves are kept, and who says that the machine goes.
+
+    Saved every so many steps, and so many minutes after the last save (0: by steps alone). `notice` is "signal", or
+    "gce" to ask Google's metadata server too.
+    """
 
     every: int = 1000
+    minutes: float = 30.0
     keep: int = 3
+    failures: int = 3  # this many failed saves in a row end the run
+    notice: str = "signal"
 
     def __post_init__(self) -> None:
-        _positive(self, "checkpoint", "every", "keep")
+        _positive(self, "checkpoint", "every", "keep", "failures")
+        _one_of(self, "checkpoint", "notice", ("signal", "gce"))
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ class TrainBatch:
     rows: HostBatch
     tokens: int  # useful tokens of the whole batch, on all processes
     digest: str
+    records: np.ndarray  # int64: the numbers of the whole batch's records, −1 where a row has room left
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +211,8 @@ def _batch(
     if replayed is not None:
         batch = mix_rows(batches[0], batches[1], replayed)
     tokens = sum(int(source.dataset.tokens[rows.numbers[rows.numbers >= 0]].sum()) for source, rows, _ in parts)
-    return TrainBatch(t, batch, tokens, digest(np.concatenate([rows.numbers.ravel() for _, rows, _ in parts])))
+    records = np.concatenate([rows.numbers.ravel() for _, rows, _ in parts])
+    return TrainBatch(t, batch, tokens, digest(records), records)
 
 
 def check_alike(new: Manifest, old: Manifest, where: str) -> None:

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 
@@ -24,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax._src import clusters, distributed  # private: the store, and what a cluster tells of the processes
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.errors import UserError
-from bert_jax.train.sharding import replicated, rows
+from bert_jax.train.sharding import replicated
 
 AGAIN = 75  # as after a notice: nothing is to be mended, the same command continues
 
@@ -266,24 +267,25 @@ def on_first_process(act: Callable[[], None]) -> None:
 
 
 class Agreement:
-    """Whether any process says so: one answer for all of them, in the same call.
+    """Whether any process says so, of several things at once: one answer for all of them, in the same call.
 
     Among several the answer comes a call late, as a step's metrics do: to wait for it at once would stop the devices.
     """
 
     def __init__(self, mesh: Mesh) -> None:
-        self._any = jax.jit(jnp.any, out_shardings=replicated(mesh))
-        self._places, self._devices = rows(mesh), len(mesh.local_devices)
+        self._any = jax.jit(partial(jnp.any, axis=0), out_shardings=replicated(mesh))
+        self._places = NamedSharding(mesh, PartitionSpec(mesh.axis_names))  # a row a device
+        self._devices = len(mesh.local_devices)
         self._asked: jax.Array | None = None
 
-    def any(self, said: bool) -> bool:
-        """Call it equally often on all processes."""
+    def any(self, *said: bool) -> tuple[bool, ...]:
+        """Call it equally often on all processes, about the same things in the same order."""
         if process_count() == 1:
             return said
         before = self._asked
-        mine = np.full(self._devices, said)
+        mine = np.tile(np.array(said), (self._devices, 1))
         self._asked = self._any(jax.make_array_from_process_local_data(self._places, mine))
-        return before is not None and bool(before)
+        return (False,) * len(said) if before is None else tuple(map(bool, np.asarray(before)))
 
 
 # --------------------------------------------------------------------------------------------------- ending together

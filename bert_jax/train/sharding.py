@@ -1,4 +1,4 @@
-"""The mesh, the one table from logical to mesh axes, and the shardings of trees."""
+"""Processes and the mesh, the one table from logical to mesh axes, and the shardings of trees."""
 
 from __future__ import annotations
 
