@@ -182,16 +182,20 @@ class TrainSettings:
     dtype: str = "float32"
     scan: bool = False
     remat: bool = False
-    mesh_data: int = 0  # 0: all devices that mesh_fsdp leaves
+    mesh_data: int = 0  # 0: all devices that mesh_fsdp and mesh_tensor leave
     mesh_fsdp: int = 1
+    mesh_tensor: int = 1
+    shard_optimizer: bool = False  # moments and the update are spread over mesh_data too
     evaluate_every: int = 1000
     evaluate_batch: int = 0  # 0: as the stage trains
     skip_limit: int = 20  # this many non-finite steps in a row end the run
+    step_timeout: float = 1800.0  # seconds without a finished step that end it; 0: never
+    silence: float = 60.0  # seconds without a sign of life from another process that end it
 
     def __post_init__(self) -> None:
         _one_of(self, "train", "optimizer", ("adamw", "lamb"))
         _one_of(self, "train", "dtype", ("float32", "bfloat16"))
-        _positive(self, "train", "mesh_fsdp", "evaluate_every", "skip_limit")
+        _positive(self, "train", "mesh_fsdp", "mesh_tensor", "evaluate_every", "skip_limit", "silence")
 
     @property
     def execution(self) -> Execution:
@@ -200,13 +204,21 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """`[checkpoint]`: how often the state is saved and how many saves are kept."""
+    """`[checkpoint]`: how often the state is saved, how many saves are kept, and who says that the machine goes.
+
+    Saved every so many steps, and so many minutes after the last save (0: by steps alone). `notice` is "signal", or
+    "gce" to ask Google's metadata server too.
+    """
 
     every: int = 1000
+    minutes: float = 30.0
     keep: int = 3
+    failures: int = 3  # this many failed saves in a row end the run
+    notice: str = "signal"
 
     def __post_init__(self) -> None:
-        _positive(self, "checkpoint", "every", "keep")
+        _positive(self, "checkpoint", "every", "keep", "failures")
+        _one_of(self, "checkpoint", "notice", ("signal", "gce"))
 
 
 @dataclass(frozen=True)

@@ -164,10 +164,14 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
+def flags(devices: int) -> str:
+    """What XLA is told: so many devices, and no time spent on code that runs once."""
+    return f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
+
+
 def bert_jax(*arguments: object, devices: int = 1, largest_file: int = 0) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own, perhaps where files cannot grow beyond so many bytes."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "XLA_FLAGS": flags(devices), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "bert_jax.cli", *map(str, arguments)]
     if largest_file:
         command = [sys.executable, "-c", _LIMITED, str(largest_file), *command]
