@@ -182,6 +182,8 @@ class TrainSettings:
     dtype: str = "float32"
     scan: bool = False
     remat: bool = False
+    xla_preset: str = "auto"  # bert_jax/flags.py; "none" leaves XLA as it comes
+    deterministic: bool = False  # a GPU adds in one order, so that two runs give the same bits
     mesh_data: int = 0  # 0: all devices that mesh_fsdp and mesh_tensor leave
     mesh_fsdp: int = 1
     mesh_tensor: int = 1
@@ -195,6 +197,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         _one_of(self, "train", "optimizer", ("adamw", "lamb"))
         _one_of(self, "train", "dtype", ("float32", "bfloat16"))
+        _one_of(self, "train", "xla_preset", ("auto", "none"))
         _positive(self, "train", "mesh_fsdp", "mesh_tensor", "evaluate_every", "skip_limit", "silence")
 
     @property

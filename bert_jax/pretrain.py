@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -19,9 +20,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from bert_jax import flags
 from bert_jax.config import Recipe, digest, load_recipe, with_data, with_steps
 from bert_jax.data.feed import ahead, to_devices
-from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches
+from bert_jax.data.loader import TrainBatch, heldout_batches
 from bert_jax.data.stages import OpenStage, check_stages, open_stages
 from bert_jax.errors import UserError, counted
 from bert_jax.model import bert
@@ -33,9 +35,9 @@ from bert_jax.store.report import Clock, Reporter, close_session, draw_curves
 from bert_jax.store.watch import Bundles, LossWatch
 from bert_jax.train import processes, sharding
 from bert_jax.train.loss import Metrics, make_pretraining_loss, weigh
-from bert_jax.train.optimizer import make_optimizer, make_schedule
+from bert_jax.train.optimizer import layer_groups, make_optimizer, make_schedule
 from bert_jax.train.state import fresh_state, from_items, to_items
-from bert_jax.train.step import TrainState, make_eval_step, make_train_step, measure
+from bert_jax.train.step import TrainState, make_eval_step, make_train_step, means, measure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
     if not recipe.data.path:
         raise UserError("no data directory", "data.path", "give --data DIR")
     faults = parse_faults(args.faults)
+    if told := flags.prepare(os.environ, recipe.train, several=args.distributed):
+        print(told, flush=True)  # before any device is asked for: a flag that is refused ends the process
     settings = recipe.train
     with (
         processes.joined(args.distributed, args.join_timeout, settings.step_timeout, settings.silence) as watch,
@@ -102,8 +106,10 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     if recipe.train.evaluate_batch:
         sharding.check_batch(mesh, recipe.train.evaluate_batch, 1, "train.evaluate_batch")
     first = jax.process_index() == 0
-    manifests = [hashlib.sha256(path.read_bytes()).hexdigest() for stage in stages for path in stage.manifests]
+    folders = [folder for s in stages for folder in (s.path, s.replayed) if folder]
+    manifests = [hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest() for folder in folders]
     provenance = rundir.describe(digest(recipe), manifests, dict(mesh.shape))
+    provenance["flags"] = flags.recorded(os.environ)
     sources = [stage.path for stage in stages]
     processes.on_first_process(lambda: rundir.open_run(run_dir, recipe, config, sources, provenance))
     if rundir.finished(run_dir, recipe.steps):
@@ -116,6 +122,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         jax.config.update("jax_compilation_cache_dir", str(run_dir.absolute() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
 
     # ----------------------------------------------------------------- state: shapes, then shardings, then arrays
     tx = make_optimizer(recipe.train)
@@ -139,7 +146,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     # --------------------------------------------------------------------------------------------- the functions
     execution = recipe.train.execution
     loss = make_pretraining_loss(config, execution)
-    schedule = make_schedule(recipe.stage)
+    schedule, groups = make_schedule(recipe.stage), layer_groups(shapes.params)
     eval_step = jax.jit(make_eval_step(loss, weigh))
     agreement = processes.Agreement(mesh)
     jumps, bundles = LossWatch(), Bundles(run_dir)
@@ -151,6 +158,8 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         f" {counted(stages[0].train.records, 'record')} of {stages[0].train.manifest.length} tokens;"
         + (f" continuing after step {done:,}" if done else f" {counted(recipe.steps, 'step')}")
     )
+    if recipe.train.deterministic:
+        report.say(flags.price(platform))
 
     def compile_first(function: Any, name: str, argument: Any, batch: dict[str, jax.Array]) -> None:
         """Compile for a batch of new shapes, in a thread: this one listens, and `Stopped` ends the wait."""
@@ -188,35 +197,34 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
 
     def evaluate(state: TrainState, stage: OpenStage) -> None:
         """Measure on the held-out text; `Stopped` if a notice comes, and the next start makes up for it."""
-        figures = {name: measure_on(state, stage, dataset) for name, dataset in stage.heldout.items()}
-        for name, of_set in figures.items():
-            report.heldout(
-                {"step": int(state.step), "stage": stage.number, **({"set": name} if name else {}), **of_set}
-            )
-        report.pause()
-
-    def measure_on(state: TrainState, stage: OpenStage, dataset: Dataset) -> dict[str, float]:
         batch = recipe.train.evaluate_batch or stage.settings.batch
-        parts = heldout_batches(dataset, batch, sharding.process_rows(mesh, batch))
-        placed = (to_devices(part, sharding.rows(mesh)) for part in parts)
-        one = next(placed)
-        compile_first(eval_step, "evaluation", state.params, one)
 
         def told() -> bool:
             watch.done(int(state.step))
             return agreement.any(notice.given, False, False)[0]
 
-        heard = until_told(chain([one], placed), told)
-        with clock.timed("evaluating"):
-            return measure(eval_step, state.params, heard)
+        for name, dataset in stage.heldout.items():
+            parts = heldout_batches(dataset, batch, sharding.process_rows(mesh, batch))
+            placed = (to_devices(part, sharding.rows(mesh)) for part in parts)
+            one = next(placed)
+            compile_first(eval_step, "evaluation", state.params, one)
+            with clock.timed("evaluating"):
+                figures = measure(eval_step, state.params, until_told(chain([one], placed), told))
+            told_name = {"set": name} if name else {}
+            report.heldout({"step": int(state.step), "stage": stage.number, **told_name, **figures})
+        report.pause()
 
     def settle(pending: Pending | None) -> None:
         """Bring a step's metrics to the host; this waits for that step."""
         if pending is not None:
-            row = report_row(pending, stage.number)
+            row = report_row(pending, stage.number, groups)
             report.step(row, pending.batch.tokens)
             watch.done(row["step"])
-            known = {"seed": recipe.train.seed, "masking": recipe.data.masking, "manifests": manifests}
+            known = {
+                "seed": recipe.train.seed,
+                "masking": recipe.data.masking,
+                "manifest": manifests[folders.index(stage.path)],
+            }
             for line in (jumps.note(row), bundles.note(row, pending.batch.records, pending.batch.rows, known)):
                 if line:
                     report.say(line)
@@ -334,14 +342,14 @@ class Pending(NamedTuple):
     batch: TrainBatch
 
 
-def report_row(pending: Pending, stage: int) -> dict[str, Any]:
+def report_row(pending: Pending, stage: int, groups: list[str]) -> dict[str, Any]:
     """One line of `metrics.jsonl`: every number a function of recipe and data alone, so that runs can be compared."""
-    figures = {
-        name: float(total) / max(float(weight), 1.0)
-        for name, (total, weight) in jax.device_get(pending.metrics).items()
-        if weight or not name.startswith("next_sentence")  # rows of one segment have no such figure
+    metrics = {
+        name: pair
+        for name, pair in jax.device_get(pending.metrics).items()
+        if pair[1] or not name.startswith("next_sentence")  # rows of one segment have no such figure
     }
-    return {"step": pending.step, "stage": stage, **figures, "batch": pending.batch.digest}
+    return {"step": pending.step, "stage": stage, **means(metrics, groups), "batch": pending.batch.digest}
 
 
 def noting(load: Callable[[int], TrainBatch], unread: list[UserError]) -> Callable[[int], TrainBatch]:

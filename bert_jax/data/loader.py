@@ -104,7 +104,7 @@ class TrainBatch:
     rows: HostBatch
     tokens: int  # useful tokens of the whole batch, on all processes
     digest: str
-    records: np.ndarray  # int64: the numbers of the whole batch's records, −1 for places that have none
+    records: np.ndarray  # int64: the numbers of the whole batch's records, −1 where a row has room left
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,8 +211,23 @@ def _batch(
     if replayed is not None:
         batch = mix_rows(batches[0], batches[1], replayed)
     tokens = sum(int(source.dataset.tokens[rows.numbers[rows.numbers >= 0]].sum()) for source, rows, _ in parts)
-    numbers = np.concatenate([rows.numbers.ravel() for _, rows, _ in parts])
-    return TrainBatch(t, batch, tokens, digest(numbers), numbers)
+    records = np.concatenate([rows.numbers.ravel() for _, rows, _ in parts])
+    return TrainBatch(t, batch, tokens, digest(records), records)
+
+
+def check_alike(new: Manifest, old: Manifest, where: str) -> None:
+    """Raise `UserError` unless rows of two data sets can stand in one batch."""
+    for name, ours, theirs in (
+        ("tokenizer", new.tokenizer[:12], old.tokenizer[:12]),
+        ("length", new.length, old.length),
+        ("number of relations", new.relations, old.relations),
+    ):
+        if ours != theirs:
+            raise UserError(
+                f"these records have another {name} ({theirs}) than those they are mixed with ({ours})",
+                where,
+                "make both with the same settings",
+            )
 
 
 def open_batches(

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bert_jax.config import BertConfig, Recipe, Stage
-from bert_jax.data.loader import Batches, Dataset, open_batches, open_dataset
+from bert_jax.data.loader import Batches, Dataset, check_alike, open_batches, open_dataset
 from bert_jax.errors import UserError
-from bert_jax.text.manifest import Manifest
 from bert_jax.text.tokenizer import Tokenizer
 
 
@@ -26,18 +25,13 @@ class OpenStage:
     heldout: dict[str, Dataset]  # by name; "", the stage's own, is the last
 
     @property
-    def manifests(self) -> list[Path]:
-        """Of all that it trains on."""
-        return [folder / "manifest.json" for folder in (self.path, self.replayed) if folder]
-
-    @property
     def last_step(self) -> int:
         """So many steps are done at its end."""
         return self.first_step + self.settings.steps
 
 
 def open_stages(recipe: Recipe) -> list[OpenStage]:
-    """The stages in order; those that say tokens have as many steps as hold them."""
+    """The stages in order, with as many steps as each takes."""
     stages: list[OpenStage] = []
     for number, settings in enumerate(recipe.stage):
         path = Path(recipe.data.path) / settings.data
@@ -48,12 +42,11 @@ def open_stages(recipe: Recipe) -> list[OpenStage]:
                 f"{path} (stage.{number}.length)",
                 f"make shards with --length {settings.length}, or name the folder that has them in stage.{number}.data",
             )
-        replayed, old = None, None
-        if settings.replay_data:
-            replayed = Path(recipe.data.path) / settings.replay_data
-            old = open_dataset(replayed, "train")
+        replayed = Path(recipe.data.path) / settings.replay_data if settings.replay_data else None
+        old = open_dataset(replayed, "train") if replayed else None
+        if replayed and old:
+            check_alike(train.manifest, old.manifest, f"{replayed} (stage.{number}.replay_data)")
             heldout = {"general": open_dataset(replayed, "heldout"), **heldout}
-            _check_alike(train.manifest, old.manifest, f"{replayed} (stage.{number}.replay_data)")
         batches = open_batches(recipe.data, settings, number, recipe.train.seed, train, old)
         if settings.tokens:
             settings = replace(settings, steps=batches.steps_for(settings.tokens))
@@ -94,18 +87,3 @@ def check_stages(recipe: Recipe, stages: list[OpenStage]) -> BertConfig:
                 f"set model.positions={manifest.length}, or make shorter records",
             )
     return config
-
-
-def _check_alike(new: Manifest, old: Manifest, where: str) -> None:
-    """Raise `UserError` unless rows of two data sets can stand in one batch."""
-    for name, ours, theirs in (
-        ("tokenizer", new.tokenizer[:12], old.tokenizer[:12]),
-        ("length", new.length, old.length),
-        ("number of relations", new.relations, old.relations),
-    ):
-        if ours != theirs:
-            raise UserError(
-                f"these records have another {name} ({theirs}) than those they are mixed with ({ours})",
-                where,
-                "make both with the same settings",
-            )
