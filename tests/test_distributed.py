@@ -106,6 +106,7 @@ def test_two_processes_train_as_one(world: tuple[Path, Path], one: Path, tmp_pat
 # Thirty steps without dropout, the last ten of them in accumulation pieces.
 STILL = ["--set", "model.hidden_dropout=0.0", "--set", "model.attention_dropout=0.0", "--set", "report.seconds=1000"]
 STILL += ["--set", "stage.0.steps=20", "--set", "stage.1.steps=10", "--set", "train.evaluate_every=100"]
+STILL += ["--set", "stage.0.learning_rate=1e-3"]
 
 
 @pytest.fixture(scope="module")

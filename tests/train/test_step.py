@@ -53,7 +53,8 @@ def test_accumulation_equals_full_batch(small_world: BertConfig, loud_params: di
     assert_trees_close(plain.params, pieces.params, 1e-6)
     for name in plain_metrics:
         for ours, theirs in zip(plain_metrics[name], pieces_metrics[name], strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=2e-6, err_msg=name)
+            # a norm of few numbers rounds away from another order's by more than a norm of all
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5 if name.endswith("/") else 2e-6, err_msg=name)
 
 
 def test_dropout_changes_with_the_step_and_only_with_it(small_world: BertConfig, loud_params: dict) -> None:
