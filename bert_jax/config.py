@@ -180,11 +180,13 @@ class TrainSettings:
     evaluate_every: int = 1000
     evaluate_batch: int = 0  # 0: as the stage trains
     skip_limit: int = 20  # this many non-finite steps in a row end the run
+    step_timeout: float = 1800.0  # seconds without a finished step that end it; 0: never
+    silence: float = 60.0  # seconds without a sign of life from another process that end it
 
     def __post_init__(self) -> None:
         _one_of(self, "train", "optimizer", ("adamw", "lamb"))
         _one_of(self, "train", "dtype", ("float32", "bfloat16"))
-        _positive(self, "train", "mesh_fsdp", "mesh_tensor", "evaluate_every", "skip_limit")
+        _positive(self, "train", "mesh_fsdp", "mesh_tensor", "evaluate_every", "skip_limit", "silence")
 
     @property
     def execution(self) -> Execution:

@@ -30,9 +30,10 @@ from bert_jax.store.checkpoint import Checkpoints
 from bert_jax.store.interrupt import STOPPED, Notice
 from bert_jax.store.report import Clock, Reporter, close_session, draw_curves
 from bert_jax.text.tokenizer import Tokenizer
-from bert_jax.train import sharding
+from bert_jax.train import processes, sharding
 from bert_jax.train.loss import Metrics, make_pretraining_loss, weigh
 from bert_jax.train.optimizer import layer_groups, make_optimizer, make_schedule
+from bert_jax.train.processes import StepWatch
 from bert_jax.train.step import TrainState, init_state, make_eval_step, make_train_step, means, measure
 
 
@@ -49,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="override a setting of the recipe, such as stage.0.batch=64",
     )
     parser.add_argument("--distributed", action="store_true", help="join the other processes (several hosts)")
+    parser.add_argument(
+        "--join-timeout", type=float, default=300.0, metavar="SECONDS", help="how long to wait for them (default: 300)"
+    )
     parser.add_argument("--fault", metavar="kill@STEP", help="rehearse a crash: die by SIGKILL after this step")
 
 
@@ -60,13 +64,16 @@ def run(args: argparse.Namespace) -> int:
     if not recipe.data.path:
         raise UserError("no data directory", "data.path", "give --data DIR")
     kill_at = _fault(args.fault)
-    if args.distributed:
-        sharding.join_processes()
-    with Notice() as notice:  # from here on: a compilation that is interrupted takes the process down with it
-        return pretrain(recipe, args.run, notice, kill_at)
+    settings = recipe.train
+    with (
+        processes.joined(args.distributed, args.join_timeout, settings.step_timeout, settings.silence) as watch,
+        Notice() as notice,  # after joining, where JAX takes SIGTERM for itself
+    ):
+        # from here on: a compilation that is interrupted takes the process down with it
+        return pretrain(recipe, args.run, notice, watch, kill_at)
 
 
-def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None = None) -> int:
+def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: StepWatch, kill_at: int | None = None) -> int:
     """Train as the recipe says, in this run directory, until the end or a notice to stop.
 
     Returns:
@@ -88,7 +95,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     manifests = [hashlib.sha256((s.path / "manifest.json").read_bytes()).hexdigest() for s in stages]
     provenance = rundir.describe(digest(recipe), manifests, dict(mesh.shape))
     sources = [stage.path for stage in stages]
-    sharding.on_first_process(lambda: rundir.open_run(run_dir, recipe, config, sources, provenance))
+    processes.on_first_process(lambda: rundir.open_run(run_dir, recipe, config, sources, provenance))
     checkpoints = Checkpoints(run_dir, recipe.checkpoint.keep)
     done = checkpoints.latest() or 0
     if done >= recipe.steps and (run_dir / "report.json").exists():
@@ -149,6 +156,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
         if pending is not None:
             row = report_row(pending, stage.number, groups)
             report.step(row, pending.batch.tokens)
+            watch.done(pending.step)
             if row["skipped"] >= recipe.train.skip_limit:
                 raise UserError(
                     f"{counted(recipe.train.skip_limit, 'step')} in a row had a loss or gradient that is not finite",
@@ -157,7 +165,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
                 )
 
     # -------------------------------------------------------------------------------------------------- the loop
-    noticed = sharding.Agreement(mesh)
+    noticed = processes.Agreement(mesh)
     with sharding.on(mesh), report:
         for stage in stages:
             begin, end = stage.first_step, stage.first_step + stage.settings.steps

@@ -145,8 +145,8 @@ def test_thirty_steps_are_the_same_on_several_processes(
 def test_each_process_reads_its_slice_of_a_batch_and_no_more() -> None:
     code = """
 import jax
-from bert_jax.train import sharding
-sharding.join_processes()
+from bert_jax.train import processes, sharding
+processes.join_processes()
 for shape in ((4, 1, 1), (2, 2, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)):
     mine = sharding.process_rows(sharding.make_mesh(*shape), 16)
     print(mine.start, mine.stop)
@@ -162,12 +162,12 @@ for shape in ((4, 1, 1), (2, 2, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)):
 def test_a_notice_to_one_process_stops_all_at_the_same_step_and_one_process_goes_on(
     world: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """SIGTERM to the second of two; what both saved, in halves, continues on one device."""
+    """SIGTERM to the second of two, which train the same rows; what both saved, in halves, continues on one device."""
     recipe, data = world
     settings = ["--set", "stage.0.steps=2000", "--set", "stage.0.learning_rate=1e-4", "--set", "report.seconds=0"]
     settings += ["--set", "checkpoint.every=100000", "--set", "train.evaluate_every=100000"]
     run = tmp_path / "run"
-    with processes(2, recipe, "--data", data, "--run", run, *settings, "--set", "train.mesh_fsdp=2") as both:
+    with processes(2, recipe, "--data", data, "--run", run, *settings, "--set", "train.mesh_tensor=2") as both:
         assert both[0].stdout is not None
         for line in both[0].stdout:
             if line.startswith("step"):

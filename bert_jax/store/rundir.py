@@ -35,6 +35,8 @@ FREE = {
     "tensorboard",
     "evaluate_every",
     "skip_limit",
+    "step_timeout",
+    "silence",
 }
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")

@@ -1,17 +1,15 @@
-"""Processes and the mesh, the one table from logical to mesh axes, and the shardings of trees."""
+"""The mesh, the one table from logical to mesh axes, and the shardings of trees."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
 from bert_jax.errors import UserError, counted
@@ -33,65 +31,6 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 # Left whole where it does not divide: 30,522 word pieces are 2 × 3 × 5,087.
 MAY_STAY_WHOLE = {"vocab"}
-
-
-def join_processes() -> None:
-    """Join the other processes of the run, as Slurm, Open MPI, Kubernetes or a Cloud TPU slice tell of them.
-
-    Call it before anything that asks for devices. JAX takes SIGTERM for itself here: listen to it afterwards.
-
-    Raises:
-        UserError: nobody tells of other processes, or they do not come.
-    """
-    try:
-        jax.distributed.initialize()
-    except ValueError:  # a coordinator, a number of processes or this one's number is missing
-        raise UserError(
-            "nobody tells this process of the others",
-            "--distributed",
-            "start it with srun, mpirun or on every worker of a TPU slice, or leave --distributed out on one host",
-        ) from None
-    except RuntimeError as error:
-        raise UserError(
-            f"the other processes cannot be joined ({(str(error).splitlines() or ['no reason given'])[0]})",
-            "--distributed",
-            "see that all are running and reach the first one's port",
-        ) from None
-
-
-def on_first_process(act: Callable[[], None]) -> None:
-    """Do something on the first process while the others wait; a `UserError` there ends them all."""
-    error: UserError | None = None
-    if jax.process_index() == 0:
-        try:
-            act()
-        except UserError as raised:
-            error = raised
-    if jax.process_count() > 1 and not multihost_utils.broadcast_one_to_all(np.array(error is None)):
-        error = error or UserError("the first process could not begin", f"process {jax.process_index()}", "see there")
-    if error is not None:
-        raise error
-
-
-class Agreement:
-    """Whether any process says so: one answer for all of them, in the same call.
-
-    Among several the answer comes a call late, as a step's metrics do: to wait for it at once would stop the devices.
-    """
-
-    def __init__(self, mesh: Mesh) -> None:
-        self._any = jax.jit(jnp.any, out_shardings=replicated(mesh))
-        self._places, self._devices = rows(mesh), len(mesh.local_devices)
-        self._asked: jax.Array | None = None
-
-    def any(self, said: bool) -> bool:
-        """Call it equally often on all processes."""
-        if jax.process_count() == 1:
-            return said
-        before = self._asked
-        mine = np.full(self._devices, said)
-        self._asked = self._any(jax.make_array_from_process_local_data(self._places, mine))
-        return before is not None and bool(before)
 
 
 def mesh_shape(devices: int, data: int = 0, fsdp: int = 1, tensor: int = 1) -> tuple[int, int, int]:
@@ -218,6 +157,11 @@ def _pieces(mesh: Mesh | AbstractMesh, axis: str | tuple[str, ...] | None) -> in
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
+
+
+def each_device(mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """The leading axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def rows(mesh: Mesh | AbstractMesh) -> NamedSharding:
