@@ -1,21 +1,32 @@
-"""Self-attention inside sequences: one entry, `choose`, and the paths behind it."""
+"""Self-attention inside sequences: the paths, and how one is chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bert_jax.config import Execution
 from bert_jax.model.dropout import dropout
 
-Attend = Callable[[Array, Array, Array, Array, float, Array | None], Array]
+# (query, key, value [B, T, N, H], mask, dropout rate, dropout key) → context [B, T, N, H]
+Attend = Callable[[Array, Array, Array, Any, float, Array | None], Array]
 
 
-def choose() -> Attend:
-    """The attention for this backend. There is one path so far, which runs everywhere: products and softmax by XLA."""
-    return attend_xla
+class Path(NamedTuple):
+    """One way to attend. `prepare` turns sequence ids int32[B, T] into the mask that `attend` takes, whatever that is
+    on this path: once a step, not once a layer."""
+
+    prepare: Callable[[Array], Any]
+    attend: Attend
+
+
+def path(execution: Execution) -> Path:
+    """The path that `execution.attention` names."""
+    return Path(attention_bias, attend_xla)
 
 
 def attention_bias(sequence_ids: Array) -> Array:
