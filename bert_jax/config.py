@@ -185,11 +185,13 @@ class TrainSettings:
     mesh_fsdp: int = 1
     evaluate_every: int = 1000
     evaluate_batch: int = 0  # 0: as the stage trains
+    attention: str = "auto"  # the fastest path that works here, or one of ATTENTION_PATHS
     skip_limit: int = 20  # this many non-finite steps in a row end the run
 
     def __post_init__(self) -> None:
         _one_of(self, "train", "optimizer", ("adamw", "lamb"))
         _one_of(self, "train", "dtype", ("float32", "bfloat16"))
+        _one_of(self, "train", "attention", ("auto", *ATTENTION_PATHS))
         _positive(self, "train", "mesh_fsdp", "evaluate_every", "skip_limit")
 
     @property
