@@ -22,10 +22,13 @@ class Kernel(NamedTuple):
 KINDS = (
     ("attention", re.compile(r"fmha|sdpa|flash|mha_|splash|attention|fort_native", re.I)),
     ("products", re.compile(r"gemm|nvjet|cublas|xmma|cutlass|wgmma|dot|convolution|matmul", re.I)),
-    ("copies", re.compile(r"memcpy|memset|copy|transpose|concatenate|slice|convert|bitcast", re.I)),
+    ("copies", re.compile(r"memcpy|memset|copy|transpose|concatenate|slice", re.I)),
     ("scatter and gather", re.compile(r"scatter|gather|sort", re.I)),
     ("fusions with a sum", re.compile(r"reduce|softmax|norm", re.I)),
-    ("other fusions", re.compile(r"fusion|wrapped|loop|broadcast|select|add|multiply|rng|threefry|tanh|exp", re.I)),
+    (
+        "other fusions",
+        re.compile(r"fusion|wrapped|loop|convert|broadcast|select|add|multiply|rng|tanh|exp", re.I),
+    ),
 )
 
 

@@ -351,14 +351,12 @@ def trial_error(way: Path, execution: Execution, head_size: int, length: int) ->
 
 
 def trial_ids(length: int, sequences: int) -> np.ndarray:
-    """Two rows int32[2, T]: as many sequences as may be, each half of what is left, then padding; and a full one."""
+    """Two rows int32[2, T]: one of as many sequences as may be, each half of what is left, and padding; one full."""
     ids = np.zeros((2, length), np.int32)
     ids[1] = 1
-    start = 0
+    start, end = 0, length - length // 8
     for number in range(1, sequences + 1):
-        size = max((length - start) // 2, 1) if sequences > 1 else (5 * length) // 8
-        ids[0, start : start + size] = number
-        start += size
-        if start >= length:
-            break
+        behind = end - (end - start) // 2 if number < sequences else end
+        ids[0, start:behind] = number
+        start = behind
     return ids
