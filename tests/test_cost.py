@@ -70,7 +70,7 @@ def test_products_of_a_compiled_layer_agree_with_the_formula() -> None:
     shapes = jax.eval_shape(partial(bert.init, config), jax.random.key(0))
     analysis = jax.jit(partial(bert.apply, config)).lower(shapes, batch).cost_analysis()
     expected = cost.train_flops(config, cost.work([64] * 4, 40)) / 3
-    assert expected < analysis["flops"] < 1.1 * expected  # norms, softmax and GELU are no products
+    assert expected < (analysis or {})["flops"] < 1.1 * expected  # norms, softmax and GELU are no products
 
 
 def test_device_kinds_find_their_accelerator() -> None:
