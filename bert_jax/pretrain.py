@@ -26,7 +26,7 @@ from bert_jax.data.feed import ahead, to_devices
 from bert_jax.data.loader import TrainBatch, heldout_batches
 from bert_jax.data.stages import OpenStage, check_stages, open_stages
 from bert_jax.errors import UserError, counted
-from bert_jax.model import bert
+from bert_jax.model import attention, bert
 from bert_jax.store import rundir
 from bert_jax.store.checkpoint import Checkpoints, Damaged
 from bert_jax.store.faults import KINDS, Faults, parse_faults
@@ -144,7 +144,13 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         rundir.cut_metrics(run_dir, done)
 
     # --------------------------------------------------------------------------------------------- the functions
-    execution = recipe.train.execution
+    execution, notes = attention.choose(
+        recipe.train.attention,
+        config,
+        recipe.train.execution,
+        lengths=[length for stage in stages for length in stage.lengths],
+        sequences=recipe.data.sequences if recipe.data.batching == "packed" else 1,
+    )
     loss = make_pretraining_loss(config, execution)
     schedule, groups = make_schedule(recipe.stage), layer_groups(shapes.params)
     eval_step = jax.jit(make_eval_step(loss, weigh))
@@ -154,10 +160,13 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     platform = jax.devices()[0].platform
     report.say(
-        f"{parameters:,} parameters on {counted(mesh.size, platform + ' device')}, {execution.dtype};"
+        f"{parameters:,} parameters on {counted(mesh.size, platform + ' device')}, "
+        f"{execution.dtype}, {execution.attention} attention;"
         f" {counted(stages[0].train.records, 'record')} of {stages[0].train.manifest.length} tokens;"
         + (f" continuing after step {done:,}" if done else f" {counted(recipe.steps, 'step')}")
     )
+    for note in notes:
+        report.say(note)
     if recipe.train.deterministic:
         report.say(flags.price(platform))
 

@@ -29,6 +29,12 @@ class OpenStage:
         """So many steps are done at its end."""
         return self.first_step + self.settings.steps
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Those that rows have, held-out ones too."""
+        buckets = self.batches.buckets
+        return buckets.lengths if buckets else (self.train.manifest.length,)
+
 
 def open_stages(recipe: Recipe) -> list[OpenStage]:
     """The stages in order, with as many steps as each takes."""
