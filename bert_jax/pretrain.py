@@ -33,8 +33,8 @@ from bert_jax.store.report import Clock, Reporter, close_session, draw_curves
 from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.train import sharding
 from bert_jax.train.loss import Metrics, make_pretraining_loss, weigh
-from bert_jax.train.optimizer import make_optimizer, make_schedule
-from bert_jax.train.step import TrainState, init_state, make_eval_step, make_train_step, measure
+from bert_jax.train.optimizer import layer_groups, make_optimizer, make_schedule
+from bert_jax.train.step import TrainState, init_state, make_eval_step, make_train_step, means, measure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +124,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     # --------------------------------------------------------------------------------------------- the functions
     execution = recipe.train.execution
     loss = make_pretraining_loss(config, execution)
-    schedule = make_schedule(recipe.stage)
+    schedule, groups = make_schedule(recipe.stage), layer_groups(shapes.params)
     eval_step = jax.jit(make_eval_step(loss, weigh))
     report = Reporter(run_dir, recipe.steps, recipe.report.seconds, recipe.report.tensorboard, first)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
@@ -154,7 +154,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     def settle(pending: Pending | None) -> None:
         """Bring a step's metrics to the host; this waits for that step."""
         if pending is not None:
-            row = report_row(pending, stage.number)
+            row = report_row(pending, stage.number, groups)
             report.step(row, pending.batch.tokens)
             if row["skipped"] >= recipe.train.skip_limit:
                 raise UserError(
@@ -306,14 +306,14 @@ class Pending(NamedTuple):
     batch: TrainBatch
 
 
-def report_row(pending: Pending, stage: int) -> dict[str, Any]:
+def report_row(pending: Pending, stage: int, groups: list[str]) -> dict[str, Any]:
     """One line of `metrics.jsonl`: every number a function of recipe and data alone, so that runs can be compared."""
-    figures = {
-        name: float(total) / max(float(weight), 1.0)
-        for name, (total, weight) in jax.device_get(pending.metrics).items()
-        if weight or not name.startswith("next_sentence")  # rows of one segment have no such figure
+    metrics = {
+        name: pair
+        for name, pair in jax.device_get(pending.metrics).items()
+        if pair[1] or not name.startswith("next_sentence")  # rows of one segment have no such figure
     }
-    return {"step": pending.step, "stage": stage, **figures, "batch": pending.batch.digest}
+    return {"step": pending.step, "stage": stage, **means(metrics, groups), "batch": pending.batch.digest}
 
 
 def _fault(text: str | None) -> int | None:
