@@ -11,7 +11,7 @@ import hashlib
 import os
 import signal
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax import flags
-from bert_jax.config import BertConfig, Recipe, Stage, digest, load_recipe, with_data
+from bert_jax.config import BertConfig, Recipe, Stage, digest, load_recipe, with_data, with_steps
 from bert_jax.data.feed import ahead, to_devices
-from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches, open_dataset, train_batch
-from bert_jax.data.order import Order
+from bert_jax.data.loader import Batches, Dataset, TrainBatch, check_alike, heldout_batches, open_batches, open_dataset
 from bert_jax.errors import UserError, counted
 from bert_jax.model import bert
 from bert_jax.store import rundir
@@ -80,15 +79,18 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     """
     # ------------------------------------------------------------------------------------ data and run directory
     clock = Clock()
-    stages = [open_stage(recipe, number) for number in range(len(recipe.stage))]
+    stages = open_stages(recipe)
+    recipe = with_steps(recipe, [stage.settings.steps for stage in stages])
     config = check_stages(recipe, stages)
     mesh = sharding.make_mesh(recipe.train.mesh_data, recipe.train.mesh_fsdp, recipe.train.mesh_tensor)
     for stage in stages:
-        sharding.check_batch(mesh, stage.settings.batch, stage.settings.accumulate, f"stage.{stage.number}")
+        for size in stage.batches.sizes:
+            sharding.check_batch(mesh, size, stage.settings.accumulate, f"stage.{stage.number}")
     if recipe.train.evaluate_batch:
         sharding.check_batch(mesh, recipe.train.evaluate_batch, 1, "train.evaluate_batch")
     first = jax.process_index() == 0
-    manifests = [hashlib.sha256((s.path / "manifest.json").read_bytes()).hexdigest() for s in stages]
+    folders = [folder for s in stages for folder in (s.path, s.replayed) if folder]
+    manifests = [hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest() for folder in folders]
     provenance = rundir.describe(digest(recipe), manifests, dict(mesh.shape))
     provenance["flags"] = flags.recorded(os.environ)
     sources = [stage.path for stage in stages]
@@ -145,10 +147,13 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
 
     def evaluate(state: TrainState, stage: OpenStage) -> None:
         batch = recipe.train.evaluate_batch or stage.settings.batch
-        parts = heldout_batches(stage.heldout, batch, sharding.process_rows(mesh, batch))
-        with clock.timed("evaluating"):
-            figures = measure(eval_step, state.params, (to_devices(part, sharding.rows(mesh)) for part in parts))
-        report.heldout({"step": int(state.step), "stage": stage.number, **figures})
+        for name, dataset in stage.heldout.items():
+            parts = heldout_batches(dataset, batch, sharding.process_rows(mesh, batch))
+            with clock.timed("evaluating"):
+                figures = measure(eval_step, state.params, (to_devices(part, sharding.rows(mesh)) for part in parts))
+            report.heldout(
+                {"step": int(state.step), "stage": stage.number, **({"set": name} if name else {}), **figures}
+            )
         report.pause()
 
     def settle(pending: Pending | None) -> None:
@@ -177,18 +182,19 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
                 out_shardings=(places, sharding.replicated(mesh)),
                 donate_argnums=0,
             )
-            order = Order(stage.train.records, stage.settings.batch, recipe.train.seed, stage.number)
-            mine = sharding.process_rows(mesh, stage.settings.batch)
-            load = partial(train_batch, stage.train, order, rows=mine, masking=recipe.data.masking)
+            load = partial(stage.batches.load, rows_of=partial(sharding.process_rows, mesh))
+            compiled: set[tuple[int, ...]] = set()
             pending: Pending | None = None
             with closing(ahead(load, max(done - begin, 0), stage.settings.steps)) as batches:
                 for step, batch in enumerate(clock.each("waiting for data", batches), max(done, begin) + 1):
                     rows = to_devices(batch.rows, sharding.rows(mesh))
-                    with clock.timed("compiling" if step == max(done, begin) + 1 else "training"):
+                    compiles = rows["input_ids"].shape not in compiled
+                    compiled.add(rows["input_ids"].shape)
+                    with clock.timed("compiling" if compiles else "training"):
                         state, metrics = train_step(state, rows)
                         settle(pending)  # the step before: the one just begun runs on meanwhile
                         pending = Pending(step, metrics, batch)
-                    if step == max(done, begin) + 1:
+                    if compiles:
                         report.pause()  # rates leave the compilation out
                     stop = noticed.any(notice.given)  # asked once: a later notice waits for the next step
                     saves = step % recipe.checkpoint.every == 0 or step == recipe.steps or stop
@@ -233,22 +239,35 @@ class OpenStage:
     settings: Stage
     first_step: int
     path: Path
+    replayed: Path | None
     train: Dataset
-    heldout: Dataset
+    batches: Batches
+    heldout: dict[str, Dataset]  # by name; "", the stage's own, is the last
 
 
-def open_stage(recipe: Recipe, number: int) -> OpenStage:
-    settings = recipe.stage[number]
-    path = Path(recipe.data.path) / settings.data
-    first_step = sum(stage.steps for stage in recipe.stage[:number])
-    train, heldout = open_dataset(path, "train"), open_dataset(path, "heldout")
-    if settings.length and settings.length != train.manifest.length:
-        raise UserError(
-            f"the recipe wants records of {settings.length} tokens, these have {train.manifest.length}",
-            f"{path} (stage.{number}.length)",
-            f"make shards with --length {settings.length}, or name the folder that has them in stage.{number}.data",
-        )
-    return OpenStage(number, settings, first_step, path, train, heldout)
+def open_stages(recipe: Recipe) -> list[OpenStage]:
+    """The stages in order, with as many steps as each takes."""
+    stages: list[OpenStage] = []
+    for number, settings in enumerate(recipe.stage):
+        path = Path(recipe.data.path) / settings.data
+        train, heldout = open_dataset(path, "train"), {"": open_dataset(path, "heldout")}
+        if settings.length and settings.length != train.manifest.length:
+            raise UserError(
+                f"the recipe wants records of {settings.length} tokens, these have {train.manifest.length}",
+                f"{path} (stage.{number}.length)",
+                f"make shards with --length {settings.length}, or name the folder that has them in stage.{number}.data",
+            )
+        replayed = Path(recipe.data.path) / settings.replay_data if settings.replay_data else None
+        old = open_dataset(replayed, "train") if replayed else None
+        if replayed and old:
+            check_alike(train.manifest, old.manifest, f"{replayed} (stage.{number}.replay_data)")
+            heldout = {"general": open_dataset(replayed, "heldout"), **heldout}
+        batches = open_batches(recipe.data, settings, number, recipe.train.seed, train, old)
+        if settings.tokens:
+            settings = replace(settings, steps=batches.steps_for(settings.tokens))
+        first_step = sum(stage.settings.steps for stage in stages)
+        stages.append(OpenStage(number, settings, first_step, path, replayed, train, batches, heldout))
+    return stages
 
 
 def check_stages(recipe: Recipe, stages: list[OpenStage]) -> BertConfig:

@@ -51,7 +51,7 @@ LIBRARIES = {
     "tensorflow": set(),
     "google.protobuf": set(),
 }
-NUMPY_ONLY = {"data/order.py", "data/batching.py", "data/loader.py"}
+NUMPY_ONLY = {"data/order.py", "data/packing.py", "data/batching.py", "data/loader.py"}
 
 
 def sources() -> Iterator[tuple[str, Path]]:

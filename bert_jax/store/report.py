@@ -86,12 +86,13 @@ class Reporter:
             self._progress(row)
 
     def heldout(self, row: dict[str, Any]) -> None:
-        """Take a held-out measurement."""
+        """Take a held-out measurement; `set` names other text than the stage's own."""
         self._lines.append(json.dumps({"kind": "heldout", **row}))
         self.flush()
-        self._scalars("heldout", row)
+        text = f"held out, {row['set']}" if "set" in row else "held out"
+        self._scalars(text.replace(", ", "-").replace(" ", ""), row)
         self.say(
-            f"step {row['step']:,}  held out: masked LM {row['masked_lm_loss']:.3f} nats,"
+            f"step {row['step']:,}  {text}: masked LM {row['masked_lm_loss']:.3f} nats,"
             f" {row['masked_lm_accuracy']:.1%} right"
             + (f"; next sentence {row['next_sentence_accuracy']:.1%} right" if "next_sentence_accuracy" in row else "")
         )
@@ -193,14 +194,15 @@ def draw_curves(run: str | Path) -> Path:
             panel.plot(
                 steps[width - 1 :], smooth, color="tab:blue", alpha=0.5, label=f"training, mean of {width} steps"
             )
-        if heldout:
+        for name in {row.get("set", ""): None for row in heldout}:
+            of_set = [row for row in heldout if row.get("set", "") == name]
             panel.plot(
-                [row["step"] for row in heldout],
-                [row[f"masked_lm_{metric}"] for row in heldout],
+                [row["step"] for row in of_set],
+                [row[f"masked_lm_{metric}"] for row in of_set],
                 "o-",
-                color="tab:orange",
+                color="tab:green" if name else "tab:orange",
                 markersize=3,
-                label="held out",
+                label=f"held out, {name}" if name else "held out",
             )
         for style, (level, name) in zip((":", "-.", "--"), LEVELS.items(), strict=True):
             if level in levels:
