@@ -66,21 +66,29 @@ class BertConfig:
                 )
 
 
+ATTENTION_PATHS = ("xla", "cudnn_lengths", "cudnn_offsets", "tokamax", "pallas", "splash")
+
+
 @dataclass(frozen=True)
 class Execution:
     """How a network is computed; never changes what it is.
 
     `dtype` is that of the products and activations ("float32" or "bfloat16"); parameters, their moments, softmax,
     norms and losses stay float32. `scan` compiles one layer and loops over it, otherwise layers are unrolled.
-    `remat` forgets a layer's activations and computes them again in the backward pass.
+    `remat` forgets a layer's activations and computes them again in the backward pass. `attention` names a path of
+    `bert_jax.model.attention`, `sequences` the most sequences that are packed into a row (1: rows are padded).
     """
 
     dtype: str = "float32"
     scan: bool = False
     remat: bool = False
+    attention: str = "xla"
+    sequences: int = 1
 
     def __post_init__(self) -> None:
         _one_of(self, "execution", "dtype", ("float32", "bfloat16"))
+        _one_of(self, "execution", "attention", ATTENTION_PATHS)
+        _positive(self, "execution", "sequences")
 
 
 # Turc et al. 2019 (https://arxiv.org/abs/1908.08962) for tiny to medium; Devlin et al. 2018 for base and large.
@@ -177,11 +185,13 @@ class TrainSettings:
     mesh_fsdp: int = 1
     evaluate_every: int = 1000
     evaluate_batch: int = 0  # 0: as the stage trains
+    attention: str = "auto"  # the fastest path that works here, or one of ATTENTION_PATHS
     skip_limit: int = 20  # this many non-finite steps in a row end the run
 
     def __post_init__(self) -> None:
         _one_of(self, "train", "optimizer", ("adamw", "lamb"))
         _one_of(self, "train", "dtype", ("float32", "bfloat16"))
+        _one_of(self, "train", "attention", ("auto", *ATTENTION_PATHS))
         _positive(self, "train", "mesh_fsdp", "evaluate_every", "skip_limit")
 
     @property

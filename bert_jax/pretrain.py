@@ -24,7 +24,7 @@ from bert_jax.data.feed import ahead, to_devices
 from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches, open_dataset, train_batch
 from bert_jax.data.order import Order
 from bert_jax.errors import UserError, counted
-from bert_jax.model import bert
+from bert_jax.model import attention, bert
 from bert_jax.store import rundir
 from bert_jax.store.checkpoint import Checkpoints
 from bert_jax.store.interrupt import STOPPED, Notice
@@ -117,7 +117,10 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
         rundir.cut_metrics(run_dir, done)
 
     # --------------------------------------------------------------------------------------------- the functions
-    execution = recipe.train.execution
+    record_lengths = [stage.train.manifest.length for stage in stages]
+    execution, notes = attention.choose(
+        recipe.train.attention, config, recipe.train.execution, lengths=record_lengths, sequences=1
+    )
     loss = make_pretraining_loss(config, execution)
     schedule = make_schedule(recipe.stage)
     eval_step = jax.jit(make_eval_step(loss, weigh))
@@ -125,10 +128,13 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     platform = jax.devices()[0].platform
     report.say(
-        f"{parameters:,} parameters on {counted(mesh.size, platform + ' device')}, {execution.dtype};"
+        f"{parameters:,} parameters on {counted(mesh.size, platform + ' device')}, "
+        f"{execution.dtype}, {execution.attention} attention;"
         f" {counted(stages[0].train.records, 'record')} of {stages[0].train.manifest.length} tokens;"
         + (f" continuing after step {done:,}" if done else f" {counted(recipe.steps, 'step')}")
     )
+    for note in notes:
+        report.say(note)
 
     def save(state: TrainState) -> None:
         report.flush()  # a checkpoint must not know of a step whose line is lost

@@ -150,8 +150,8 @@ class Attention(nn.Module):
     attend: Attend
 
     @nn.compact
-    def __call__(self, x: Array, bias: Array, key: Array | None) -> Array:
-        """[B, T, D] → [B, T, D]."""
+    def __call__(self, x: Array, mask: Any, key: Array | None) -> Array:
+        """[B, T, D] and the mask of the attention path → [B, T, D]."""
         c = self.config
         size = c.width // c.heads
 
@@ -161,7 +161,7 @@ class Attention(nn.Module):
             return Product(c, self.dtype, kernel, ("heads", "head_size"), name=name)(x)
 
         score_key, output_key = (None, None) if key is None else jax.random.split(key)
-        context = self.attend(project("query"), project("key"), project("value"), bias, c.attention_dropout, score_key)
+        context = self.attend(project("query"), project("key"), project("value"), mask, c.attention_dropout, score_key)
         kernel = (("heads", c.heads), ("head_size", size), ("embed", c.width))
         y = Product(c, self.dtype, kernel, ("norm",), name="output")(context)
         return layer_norm(c, self.dtype)(x + dropout(y, c.hidden_dropout, output_key))
@@ -192,9 +192,9 @@ class Layer(nn.Module):
     attend: Attend
 
     @nn.compact
-    def __call__(self, x: Array, bias: Array, key: Array | None) -> Array:
-        """[B, T, D] and float32[B, 1, T, T] → [B, T, D]."""
+    def __call__(self, x: Array, mask: Any, key: Array | None) -> Array:
+        """[B, T, D] and the mask of the attention path → [B, T, D]."""
         attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
-        x = Attention(self.config, self.dtype, self.attend, name="attention")(x, bias, attention_key)
+        x = Attention(self.config, self.dtype, self.attend, name="attention")(x, mask, attention_key)
         x = FeedForward(self.config, self.dtype, name="mlp")(x, mlp_key)
         return nn.with_logical_constraint(x, ("batch", None, None))
