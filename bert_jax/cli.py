@@ -14,6 +14,7 @@ from bert_jax.errors import UserError
 VERBS = {
     "pretrain": ("pretrain", "train on shards; the same command continues a run"),
     "evaluate": ("evaluate", "exact held-out metrics of a checkpoint"),
+    "replay": ("replay", "compute one step of a run again and show norms by layer"),
     "report": ("report", "curves and closing table of a run"),
     "export": ("exchange", "write Hugging Face files"),
     "fill-mask": ("fill_mask", "the likeliest pieces for each [MASK] of a text"),

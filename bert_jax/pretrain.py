@@ -8,32 +8,34 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
-import signal
-from contextlib import closing
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from bert_jax.config import BertConfig, Recipe, Stage, digest, load_recipe, with_data
+from bert_jax.config import Recipe, digest, load_recipe, with_data, with_steps
 from bert_jax.data.feed import ahead, to_devices
-from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches, open_dataset, train_batch
-from bert_jax.data.order import Order
+from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches
+from bert_jax.data.stages import OpenStage, check_stages, open_stages
 from bert_jax.errors import UserError, counted
 from bert_jax.model import attention, bert
 from bert_jax.store import rundir
-from bert_jax.store.checkpoint import Checkpoints
-from bert_jax.store.interrupt import STOPPED, Notice
+from bert_jax.store.checkpoint import Checkpoints, Damaged
+from bert_jax.store.faults import KINDS, Faults, parse_faults
+from bert_jax.store.interrupt import STOPPED, Notice, Stopped, leave, unless_told, until_told
 from bert_jax.store.report import Clock, Reporter, close_session, draw_curves
-from bert_jax.text.tokenizer import Tokenizer
-from bert_jax.train import sharding
+from bert_jax.store.watch import Bundles, LossWatch
+from bert_jax.train import processes, sharding
 from bert_jax.train.loss import Metrics, make_pretraining_loss, weigh
 from bert_jax.train.optimizer import make_optimizer, make_schedule
-from bert_jax.train.step import TrainState, init_state, make_eval_step, make_train_step, measure
+from bert_jax.train.state import fresh_state, from_items, to_items
+from bert_jax.train.step import TrainState, make_eval_step, make_train_step, measure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +51,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="override a setting of the recipe, such as stage.0.batch=64",
     )
     parser.add_argument("--distributed", action="store_true", help="join the other processes (several hosts)")
-    parser.add_argument("--fault", metavar="kill@STEP", help="rehearse a crash: die by SIGKILL after this step")
+    parser.add_argument(
+        "--join-timeout", type=float, default=300.0, metavar="SECONDS", help="how long to wait for them (default: 300)"
+    )
+    parser.add_argument(
+        "--fault",
+        dest="faults",
+        action="append",
+        default=[],
+        metavar="KIND@STEP",
+        help="rehearse what may happen: " + "; ".join(f"{kind}: {what}" for kind, what in KINDS.items()),
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,14 +71,17 @@ def run(args: argparse.Namespace) -> int:
         recipe = with_data(recipe, str(args.data))
     if not recipe.data.path:
         raise UserError("no data directory", "data.path", "give --data DIR")
-    kill_at = _fault(args.fault)
-    if args.distributed:
-        sharding.join_processes()
-    with Notice() as notice:  # from here on: a compilation that is interrupted takes the process down with it
-        return pretrain(recipe, args.run, notice, kill_at)
+    faults = parse_faults(args.faults)
+    settings = recipe.train
+    with (
+        processes.joined(args.distributed, args.join_timeout, settings.step_timeout, settings.silence) as watch,
+        Notice(recipe.checkpoint.notice) as notice,  # after joining, where JAX takes SIGTERM for itself
+    ):
+        status = pretrain(recipe, args.run, notice, watch, faults)
+    return leave(status)
 
 
-def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None = None) -> int:
+def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.StepWatch, faults: Faults) -> int:
     """Train as the recipe says, in this run directory, until the end or a notice to stop.
 
     Returns:
@@ -77,42 +92,47 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     """
     # ------------------------------------------------------------------------------------ data and run directory
     clock = Clock()
-    stages = [open_stage(recipe, number) for number in range(len(recipe.stage))]
+    stages = open_stages(recipe)
+    recipe = with_steps(recipe, [stage.settings.steps for stage in stages])
     config = check_stages(recipe, stages)
-    mesh = sharding.make_mesh(recipe.train.mesh_data, recipe.train.mesh_fsdp)
+    mesh = sharding.make_mesh(recipe.train.mesh_data, recipe.train.mesh_fsdp, recipe.train.mesh_tensor)
     for stage in stages:
-        sharding.check_batch(mesh, stage.settings.batch, stage.settings.accumulate, f"stage.{stage.number}")
+        for size in stage.batches.sizes:
+            sharding.check_batch(mesh, size, stage.settings.accumulate, f"stage.{stage.number}")
     if recipe.train.evaluate_batch:
         sharding.check_batch(mesh, recipe.train.evaluate_batch, 1, "train.evaluate_batch")
     first = jax.process_index() == 0
-    manifests = [hashlib.sha256((s.path / "manifest.json").read_bytes()).hexdigest() for s in stages]
+    manifests = [hashlib.sha256(path.read_bytes()).hexdigest() for stage in stages for path in stage.manifests]
     provenance = rundir.describe(digest(recipe), manifests, dict(mesh.shape))
     sources = [stage.path for stage in stages]
-    sharding.on_first_process(lambda: rundir.open_run(run_dir, recipe, config, sources, provenance))
-    checkpoints = Checkpoints(run_dir, recipe.checkpoint.keep)
-    done = checkpoints.latest() or 0
-    if done >= recipe.steps and (run_dir / "report.json").exists():
+    processes.on_first_process(lambda: rundir.open_run(run_dir, recipe, config, sources, provenance))
+    if rundir.finished(run_dir, recipe.steps):
         if first:
             print(f"{run_dir}: finished after {counted(recipe.steps, 'step')}; `bert-jax report {run_dir}` shows them")
-        checkpoints.close()
         return 0
 
     # a restart compiles nothing, and on a GPU runs the very kernels that were tuned before: same bits
-    jax.config.update("jax_compilation_cache_dir", str(run_dir.absolute() / "compiled"))
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(run_dir.absolute() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
     # ----------------------------------------------------------------- state: shapes, then shardings, then arrays
     tx = make_optimizer(recipe.train)
-    make_state = partial(_fresh_state, config, recipe.train.seed, tx)
+    make_state = partial(fresh_state, config, recipe.train.seed, tx)
     shapes = jax.eval_shape(make_state)
-    places = _state_shardings(mesh, config, shapes)
+    places = sharding.state_shardings(mesh, bert.axes(config), shapes, recipe.train.shard_optimizer)
     abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
-    if done:
-        state = restore(checkpoints, done, abstract)
-    else:
+    checkpoints = Checkpoints(
+        run_dir, recipe.checkpoint.keep, recipe.checkpoint.failures, lambda line: report.say(line)
+    )
+    checkpoints.rehearse(shapes)
+    report = Reporter(run_dir, recipe.steps, recipe.report.seconds, recipe.report.tensorboard, first)
+    state = restore_newest(checkpoints, abstract)
+    if state is None:
         with sharding.on(mesh):
             state = jax.jit(make_state, out_shardings=places)()
+    done = int(state.step)
     if first:
         rundir.cut_metrics(run_dir, done)
 
@@ -124,7 +144,9 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     loss = make_pretraining_loss(config, execution)
     schedule = make_schedule(recipe.stage)
     eval_step = jax.jit(make_eval_step(loss, weigh))
-    report = Reporter(run_dir, recipe.steps, recipe.report.seconds, recipe.report.tensorboard, first)
+    agreement = processes.Agreement(mesh)
+    jumps, bundles = LossWatch(), Bundles(run_dir)
+    compiled: set[Any] = set()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     platform = jax.devices()[0].platform
     report.say(
@@ -136,25 +158,74 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     for note in notes:
         report.say(note)
 
+    def compile_first(function: Any, name: str, argument: Any, batch: dict[str, jax.Array]) -> None:
+        """Compile for a batch of new shapes, in a thread: this one listens, and `Stopped` ends the wait."""
+        key = (name, *sorted((feature, rows.shape) for feature, rows in batch.items()))
+        if key in compiled:
+            return
+        compiled.add(key)
+        report.say(f"compiling the {name}, {' × '.join(map(str, batch['input_ids'].shape))} tokens …")
+        watch.compiling()
+
+        def work() -> None:
+            with sharding.on(mesh):
+                function.lower(argument, batch).compile()
+
+        stopped = False
+        with clock.timed("compiling"):
+            try:
+                unless_told(work, lambda: notice.given or bool(processes.published("stop")))
+            except Stopped:
+                processes.publish("stop", True)
+                stopped = True
+            # nobody begins what another one will not join
+            if any(processes.gather(f"compiled/{len(compiled)}", stopped, 3600).values()):
+                raise Stopped
+        report.pause()  # rates leave the compilation out
+
     def save(state: TrainState) -> None:
-        report.flush()  # a checkpoint must not know of a step whose line is lost
-        optimizer = {"opt_state": state.opt_state, "skipped": state.skipped}
-        with clock.timed("saving"):
-            checkpoints.save(int(state.step), state.params, optimizer, {"recipe": digest(recipe)})
+        step = int(state.step)
+        faults.before_save(step, checkpoints.path)
+        with clock.timed("saving"):  # a checkpoint must not know of a step whose line is lost: lines first
+            checkpoints.save(step, *to_items(state), {"recipe": digest(recipe)}, report.flush)
+
+    def due(step: int, stage: OpenStage) -> bool:
+        return step % recipe.train.evaluate_every == 0 or step == stage.last_step
 
     def evaluate(state: TrainState, stage: OpenStage) -> None:
-        batch = recipe.train.evaluate_batch or stage.settings.batch
-        parts = heldout_batches(stage.heldout, batch, sharding.process_rows(mesh, batch))
-        with clock.timed("evaluating"):
-            figures = measure(eval_step, state.params, (to_devices(part, sharding.rows(mesh)) for part in parts))
-        report.heldout({"step": int(state.step), "stage": stage.number, **figures})
+        """Measure on the held-out text; `Stopped` if a notice comes, and the next start makes up for it."""
+        figures = {name: measure_on(state, stage, dataset) for name, dataset in stage.heldout.items()}
+        for name, of_set in figures.items():
+            report.heldout(
+                {"step": int(state.step), "stage": stage.number, **({"set": name} if name else {}), **of_set}
+            )
         report.pause()
+
+    def measure_on(state: TrainState, stage: OpenStage, dataset: Dataset) -> dict[str, float]:
+        batch = recipe.train.evaluate_batch or stage.settings.batch
+        parts = heldout_batches(dataset, batch, sharding.process_rows(mesh, batch))
+        placed = (to_devices(part, sharding.rows(mesh)) for part in parts)
+        one = next(placed)
+        compile_first(eval_step, "evaluation", state.params, one)
+
+        def told() -> bool:
+            watch.done(int(state.step))
+            return agreement.any(notice.given, False, False)[0]
+
+        heard = until_told(chain([one], placed), told)
+        with clock.timed("evaluating"):
+            return measure(eval_step, state.params, heard)
 
     def settle(pending: Pending | None) -> None:
         """Bring a step's metrics to the host; this waits for that step."""
         if pending is not None:
             row = report_row(pending, stage.number)
             report.step(row, pending.batch.tokens)
+            watch.done(row["step"])
+            known = {"seed": recipe.train.seed, "masking": recipe.data.masking, "manifests": manifests}
+            for line in (jumps.note(row), bundles.note(row, pending.batch.records, pending.batch.rows, known)):
+                if line:
+                    report.say(line)
             if row["skipped"] >= recipe.train.skip_limit:
                 raise UserError(
                     f"{counted(recipe.train.skip_limit, 'step')} in a row had a loss or gradient that is not finite",
@@ -163,154 +234,102 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
                 )
 
     # -------------------------------------------------------------------------------------------------- the loop
-    noticed = sharding.Agreement(mesh)
+    owed = done and not processes.gather("measured", first and rundir.measured(run_dir, done), 600)[0]
+    unread: list[UserError] = []  # records that the data thread cannot read: known some batches before their step
+    stop, pending, saved_at = False, None, time.monotonic()
     with sharding.on(mesh), report:
         for stage in stages:
-            begin, end = stage.first_step, stage.first_step + stage.settings.steps
-            if done >= end:
-                continue
-            if done <= begin and stage.settings.restart:
-                state = state._replace(opt_state=jax.jit(tx.init, out_shardings=places.opt_state)(state.params))
+            begin, end = stage.first_step, stage.last_step
+            load = partial(stage.batches.load, rows_of=partial(sharding.process_rows, mesh))
+            load = noting(faults.loading(load, begin), unread)
             train_step = jax.jit(
                 make_train_step(loss, weigh, tx, schedule, recipe.train.seed, stage.settings.accumulate),
                 out_shardings=(places, sharding.replicated(mesh)),
                 donate_argnums=0,
             )
-            order = Order(stage.train.records, stage.settings.batch, recipe.train.seed, stage.number)
-            mine = sharding.process_rows(mesh, stage.settings.batch)
-            load = partial(train_batch, stage.train, order, rows=mine, masking=recipe.data.masking)
-            pending: Pending | None = None
-            with closing(ahead(load, max(done - begin, 0), stage.settings.steps)) as batches:
-                for step, batch in enumerate(clock.each("waiting for data", batches), max(done, begin) + 1):
-                    rows = to_devices(batch.rows, sharding.rows(mesh))
-                    with clock.timed("compiling" if step == max(done, begin) + 1 else "training"):
-                        state, metrics = train_step(state, rows)
-                        settle(pending)  # the step before: the one just begun runs on meanwhile
-                        pending = Pending(step, metrics, batch)
-                    if step == max(done, begin) + 1:
-                        report.pause()  # rates leave the compilation out
-                    stop = noticed.any(notice.given)  # asked once: a later notice waits for the next step
-                    saves = step % recipe.checkpoint.every == 0 or step == recipe.steps or stop
-                    measures = step % recipe.train.evaluate_every == 0 or step == end
-                    if saves or measures or step == kill_at:
+            try:
+                if owed and begin < done <= end and due(done, stage):
+                    evaluate(state, stage)
+                if done >= end:
+                    continue
+                if done <= begin and stage.settings.restart:
+                    state = state._replace(opt_state=jax.jit(tx.init, out_shardings=places.opt_state)(state.params))
+                with closing(ahead(load, max(done - begin, 0), end - begin)) as batches:
+                    readable = clock.each("waiting for data", until_unread(batches))
+                    for step, batch in enumerate(readable, max(done, begin) + 1):
+                        rows = to_devices(batch.rows, sharding.rows(mesh))
+                        compile_first(train_step, f"step of stage {stage.number}", state, rows)
                         with clock.timed("training"):
-                            settle(pending)
-                            pending = None
-                    if measures:
-                        evaluate(state, stage)  # before the save: what was due is never owed by a restart
-                    if saves:
-                        save(state)
-                    if step == kill_at:
-                        report.flush()
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    if stop:
-                        break
-            if int(state.step) < end:
+                            state, metrics = train_step(state, rows)
+                            settle(pending)  # the step before: the one just begun runs on meanwhile
+                            pending = Pending(step, metrics, batch)
+                        late = first and time.monotonic() - saved_at >= 60 * (recipe.checkpoint.minutes or math.inf)
+                        # asked once: a later notice waits for the next step
+                        told, late, spoilt = agreement.any(notice.given, late, bool(unread))
+                        stop = told or spoilt
+                        saves = late or step % recipe.checkpoint.every == 0 or step == recipe.steps
+                        if stop or saves or due(step, stage) or faults.at(step):
+                            with clock.timed("training"):
+                                settle(pending)
+                                pending = None
+                        if stop or saves:
+                            save(state)
+                            saved_at = time.monotonic()
+                        if faults.at(step):
+                            report.flush()
+                            faults.strike(step)
+                        if stop:
+                            break
+                        if due(step, stage):
+                            evaluate(state, stage)  # after the save: what a kill leaves owed is made up for
+            except Stopped:  # by a notice in an evaluation or a compilation
+                stop = True
+            if stop or unread:
                 break
-        with clock.timed("saving"):
-            checkpoints.wait()
+        settle(pending)
         step = int(state.step)
-        finished = step == recipe.steps
-        report.say("done" if finished else f"stopped after step {step:,}, saved; the same command continues")
+        finished = step == recipe.steps and not stop
+        saves = step > 0 and (stop or not unread or jax.process_count() == 1)  # the others may be inside a step
+        if saves:
+            save(state)
+            with clock.timed("saving"):
+                checkpoints.finish(step)
+        stopped = f"stopped after step {step:,}{', saved' if saves else ''}; the same command continues"
+        report.say("done" if finished else stopped)
 
     # --------------------------------------------------------------------------------------------------- the end
-    checkpoints.close()
     if first:
         close_session(run_dir, clock, step, recipe.steps)
         draw_curves(run_dir)
+    if unread:
+        raise unread[0]
     return 0 if finished else STOPPED
 
 
 # ------------------------------------------------------------------------------------------------------ its parts
 
 
-@dataclass(frozen=True)
-class OpenStage:
-    """A stage with its data open; `first_step` steps came before it."""
+def restore_newest(checkpoints: Checkpoints, like: TrainState) -> TrainState | None:
+    """The newest state that can be read, placed as `like` says; None where nothing was saved yet.
 
-    number: int
-    settings: Stage
-    first_step: int
-    path: Path
-    train: Dataset
-    heldout: Dataset
+    A damaged checkpoint is told and moved aside: the steps since the one before are computed again.
 
-
-def open_stage(recipe: Recipe, number: int) -> OpenStage:
-    settings = recipe.stage[number]
-    path = Path(recipe.data.path) / settings.data
-    first_step = sum(stage.steps for stage in recipe.stage[:number])
-    train, heldout = open_dataset(path, "train"), open_dataset(path, "heldout")
-    if settings.length and settings.length != train.manifest.length:
-        raise UserError(
-            f"the recipe wants records of {settings.length} tokens, these have {train.manifest.length}",
-            f"{path} (stage.{number}.length)",
-            f"make shards with --length {settings.length}, or name the folder that has them in stage.{number}.data",
-        )
-    return OpenStage(number, settings, first_step, path, train, heldout)
-
-
-def check_stages(recipe: Recipe, stages: list[OpenStage]) -> BertConfig:
-    """The network that all stages train; raises `UserError` if their data do not fit it or each other."""
-    relations = [stage.train.manifest.relations for stage in stages]
-    config = recipe.model.bert(stages[0].train.manifest.vocab_size, next(filter(None, relations), 2))
-    for stage in stages:
-        manifest = stage.train.manifest
-        if relations[stage.number] not in (0, config.relations):
-            raise UserError(
-                f"stage {stage.number}'s records tell {relations[stage.number]} relations of segments apart, those of"
-                f" an earlier stage {config.relations}",
-                str(stage.path),
-                "make all with one layout; those of one segment go with any",
-            )
-        if Tokenizer.load(stage.path / "tokenizer").fingerprint != manifest.tokenizer:
-            raise UserError(
-                "the shards were not made with the tokenizer that lies beside them",
-                str(stage.path / "tokenizer"),
-                "put back the one they were made with, or make them anew",
-            )
-        if manifest.tokenizer != stages[0].train.manifest.tokenizer:
-            raise UserError(
-                f"stage {stage.number}'s shards were made with another tokenizer than stage 0's",
-                str(stage.path),
-                "make both with one tokenizer",
-            )
-        if manifest.length > config.positions:
-            raise UserError(
-                f"records of {manifest.length} tokens are longer than the position table of {config.positions}",
-                str(stage.path),
-                f"set model.positions={manifest.length}, or make shorter records",
-            )
-    return config
-
-
-def restore(checkpoints: Checkpoints, step: int, abstract: TrainState) -> TrainState:
-    """The state after `step` steps, placed as `abstract` says."""
-    optimizer = {"opt_state": abstract.opt_state, "skipped": abstract.skipped}
-    params, found = checkpoints.restore(step, abstract.params, optimizer)
-    number = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
-    return TrainState(number, found["skipped"], params, found["opt_state"])
-
-
-def _fresh_state(config: BertConfig, seed: int, tx: Any) -> TrainState:
-    # the step folds small numbers into this seed's key for dropout: initial values come from another
-    return init_state(bert.init(config, jax.random.fold_in(jax.random.key(seed), 2**31 - 1)), tx)
-
-
-def _state_shardings(mesh: jax.sharding.Mesh, config: BertConfig, shapes: TrainState) -> TrainState:
-    """Moments lie where their parameters lie, all else on every device."""
-    params = sharding.shard_tree(mesh, bert.axes(config), shapes.params)
-    return like_params(shapes, params, sharding.replicated(mesh))
-
-
-def like_params(shapes: TrainState, params: Any, other: Any) -> TrainState:
-    """A tree of shardings for the state: subtrees shaped as the parameters get theirs, other leaves get `other`."""
-    structure = jax.tree.structure(shapes.params)
-
-    def is_params(node: Any) -> bool:
-        return jax.tree.structure(node) == structure
-
-    return jax.tree.map(lambda node: params if is_params(node) else other, shapes, is_leaf=is_params)
+    Raises:
+        UserError: it is another network's, or damaged and the only one.
+    """
+    while (step := checkpoints.latest()) is not None:
+        try:
+            return from_items(step, *checkpoints.restore(step, *to_items(like)), like)
+        except Damaged as error:
+            if checkpoints.steps() == [step]:
+                raise UserError(
+                    f"this checkpoint cannot be read ({error}), and there is none before it",
+                    str(checkpoints.path / str(step)),
+                    "restore it from a copy, or move it away to begin anew",
+                ) from error
+            processes.on_first_process(partial(checkpoints.set_aside, step, str(error)))
+            checkpoints.reload()
+    return None
 
 
 class Pending(NamedTuple):
@@ -331,10 +350,20 @@ def report_row(pending: Pending, stage: int) -> dict[str, Any]:
     return {"step": pending.step, "stage": stage, **figures, "batch": pending.batch.digest}
 
 
-def _fault(text: str | None) -> int | None:
-    if text is None:
-        return None
-    kind, _, step = text.partition("@")
-    if kind != "kill" or not step.isdigit():
-        raise UserError(f"{text!r} is no fault", "--fault", "write for example --fault kill@15")
-    return int(step)
+def noting(load: Callable[[int], TrainBatch], unread: list[UserError]) -> Callable[[int], TrainBatch]:
+    """`load`, which also puts into `unread` why a batch cannot be read: the loop knows before it gets there."""
+
+    def noted(t: int) -> TrainBatch:
+        try:
+            return load(t)
+        except UserError as error:
+            unread.append(error)
+            raise
+
+    return noted
+
+
+def until_unread(batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
+    """The batches up to the first that cannot be read."""
+    with suppress(UserError):
+        yield from batches

@@ -18,6 +18,12 @@ from bert_jax.config import BertConfig  # noqa: E402
 from bert_jax.model import bert  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What one `bert-jax` process of the session has compiled, the others find; this process read its own before."""
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
+
+
 @pytest.fixture(scope="session")
 def small_world() -> BertConfig:
     """A network that compiles in seconds but has every part."""

@@ -84,7 +84,7 @@ def test_an_evaluation_batch_that_the_mesh_cannot_divide(
 
 def test_a_mesh_that_the_devices_cannot_make(refused: Cli, recipe: Path, data: Path, tmp_path: Path) -> None:
     line = refused("pretrain", recipe, "--data", data, "--run", tmp_path / "run", "--set", "train.mesh_fsdp=3")
-    assert "a mesh of data any × fsdp 3 does not fit 8 devices" in line
+    assert "a mesh of data any × fsdp 3 × tensor 1 does not fit 8 devices" in line
 
 
 def other_tokenizer(data: Path) -> None:
@@ -148,7 +148,7 @@ def test_report_and_evaluate_want_a_run(refused: Cli, data: Path, tmp_path: Path
 
 def test_a_fault_that_is_none(refused: Cli, recipe: Path, data: Path, tmp_path: Path) -> None:
     line = refused("pretrain", recipe, "--data", data, "--run", tmp_path / "run", "--fault", "burn@3")
-    assert "--fault: 'burn@3' is no fault; write for example --fault kill@15" in line
+    assert "--fault: 'burn@3' is no fault; write KIND@STEP with a kind of kill, save" in line
 
 
 def test_a_run_directory_that_is_a_file(refused: Cli, recipe: Path, data: Path, tmp_path: Path) -> None:

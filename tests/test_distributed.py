@@ -93,7 +93,7 @@ def test_two_processes_train_as_one(world: tuple[Path, Path], one: Path, tmp_pat
     assert [row["step"] for row in lines(run, "heldout")] == [4, 6, 8, 10]
     assert_alike(lines(run, "heldout"), lines(one, "heldout"))
     assert read_json(run / "report.json")["step"] == 10
-    assert read_json(run / "provenance.json")["mesh"] == {"data": 2 // fsdp, "fsdp": fsdp}
+    assert read_json(run / "provenance.json")["mesh"] == {"data": 2 // fsdp, "fsdp": fsdp, "tensor": 1}
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"5", "10"}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bert_jax.store.rundir import read_json, read_metrics
-from tests.world import write_data, write_recipe
+from tests.world import flags, write_data, write_recipe
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -20,8 +20,8 @@ def test_a_notice_saves_and_exits_with_75(tmp_path: Path, number: signal.Signals
     command = [sys.executable, "-m", "bert_jax.cli", "pretrain", str(recipe), "--data", str(data)]
     command += ["--run", str(tmp_path / "run"), "--set", "stage.0.steps=1000000", "--set", "report.seconds=0.1"]
     command += ["--set", "checkpoint.every=1000000", "--set", "train.evaluate_every=1000000"]
-    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=1", "JAX_PLATFORMS": "cpu"}
-    with subprocess.Popen(command, env={**os.environ, **flags}, stdout=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, "XLA_FLAGS": flags(1), "JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("step"):

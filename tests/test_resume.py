@@ -8,10 +8,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from bert_jax.store.rundir import read_metrics
+from tests.runs import differences, saved
 from tests.world import bert_jax, write_data, write_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:orbax")
@@ -21,21 +21,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:orbax")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("world")
     return write_recipe(folder / "recipe.toml"), write_data(folder / "data")
-
-
-def saved(run: Path, step: int) -> dict:
-    """Parameters and optimizer state of a step, as they lie on disk."""
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = {}
-        for item in ("params", "optimizer"):
-            path = run.absolute() / "checkpoints" / str(step) / item
-            abstract = jax.tree.map(
-                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place),
-                dict(checkpointer.metadata(path).item_metadata),
-            )
-            tree[item] = jax.device_get(checkpointer.restore(path, abstract))
-    return tree
 
 
 def finish(recipe: Path, data: Path, run: Path, devices: int = 1, *more: str) -> None:
@@ -56,12 +41,7 @@ def test_resume_is_bitwise(world: tuple[Path, Path], tmp_path: Path) -> None:
     finish(*world, tmp_path / "killed")
 
     assert (tmp_path / "killed" / "log.txt").read_text().count("continuing after step") == 2
-    one, other = saved(tmp_path / "straight", 40), saved(tmp_path / "killed", 40)
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
-    lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("straight", "killed")]
-    assert lines[0] == lines[1]
+    assert differences(tmp_path / "straight", tmp_path / "killed") == []
     assert [row["step"] for row in read_metrics(tmp_path / "killed", "train")] == list(range(1, 41))
     assert [row["step"] for row in read_metrics(tmp_path / "killed", "heldout")] == [20, 25, 40]
 

@@ -25,7 +25,7 @@ NOUNS = {
     "convert": {"config", "errors", "model", "text"},
     "data_prep": {"text", "config", "errors"},
 }
-VERBS = {"pretrain", "evaluate", "report", "exchange", "fill_mask"}
+VERBS = {"pretrain", "evaluate", "replay", "report", "exchange", "fill_mask"}
 MAY = {
     **NOUNS,
     **dict.fromkeys(VERBS, (NOUNS.keys() - {"data_prep"}) | {"api"}),
@@ -50,7 +50,7 @@ LIBRARIES = {
     "tensorflow": set(),
     "google.protobuf": set(),
 }
-NUMPY_ONLY = {"data/order.py", "data/batching.py", "data/loader.py"}
+NUMPY_ONLY = {f"data/{name}.py" for name in ("order", "packing", "batching", "loader", "stages")}
 
 
 def sources() -> Iterator[tuple[str, Path]]:

@@ -158,7 +158,8 @@ class Attention(nn.Module):
         # three products: joined into one they took the same time on a CPU, and slicing it costs fused attention a copy
         def project(name: str) -> Array:
             kernel = (("embed", c.width), ("heads", c.heads), ("head_size", size))
-            return Product(c, self.dtype, kernel, ("heads", "head_size"), name=name)(x)
+            y = Product(c, self.dtype, kernel, ("heads", "head_size"), name=name)(x)
+            return nn.with_logical_constraint(y, ("batch", None, "heads", None))
 
         score_key, output_key = (None, None) if key is None else jax.random.split(key)
         context = self.attend(project("query"), project("key"), project("value"), mask, c.attention_dropout, score_key)
@@ -180,7 +181,7 @@ class FeedForward(nn.Module):
         wide, narrow = ("feed_forward", c.feed_forward), ("embed", c.width)
         up = Product(c, self.dtype, (narrow, wide), ("feed_forward",), name="up")
         down = Product(c, self.dtype, (wide, narrow), ("norm",), name="down")
-        y = down(activation(c, up(x)))
+        y = down(activation(c, nn.with_logical_constraint(up(x), ("batch", None, "feed_forward"))))
         return layer_norm(c, self.dtype)(x + dropout(y, c.hidden_dropout, key))
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
+import shutil
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, counted
 
 # Orbax tells every save in a dozen lines and a failed one in several tracebacks; we tell it once
 for _name in ("absl", "asyncio"):
@@ -30,16 +34,45 @@ def _quiet_closed_loops() -> None:
     sys.unraisablehook = hook
 
 
-class Checkpoints:
-    """The `checkpoints/` of a run: saves in the background, keeps the newest `keep`."""
+class Damaged(Exception):
+    """A checkpoint that cannot be read, and why."""
 
-    def __init__(self, run: Path, keep: int) -> None:
+
+class Checkpoints:
+    """The `checkpoints/` of a run: saves in the background, keeps the newest `keep`.
+
+    A save that fails is told, and training goes on; after `failures` in a row it is an error.
+
+    Args:
+        say: takes the line that tells of a failed save or a damaged checkpoint.
+        read_only: of a run that may be training at this moment: nothing is cleared away.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        keep: int = 1,
+        failures: int = 1,
+        say: Callable[[str], None] = print,
+        read_only: bool = False,
+    ) -> None:
         self.path = (run / "checkpoints").absolute()
+        self._read_only = read_only
+        self._keep, self._limit, self._say = keep, failures, say
+        self._failures = 0
+        self._begun: int | None = None
         _quiet_closed_loops()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
             self.path,
-            options=options,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=None if self._read_only else self._keep,
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=not self._read_only,  # what killed and failed saves left fills the disk
+                read_only=self._read_only,
+            ),
             # named here, so that a manager which has not saved yet can tell what a checkpoint holds
             item_handlers={
                 "params": ocp.StandardCheckpointHandler(),
@@ -48,21 +81,67 @@ class Checkpoints:
             },
         )
 
-    def latest(self) -> int | None:
-        """The newest complete step; what a killed save left behind does not count."""
-        return self._manager.latest_step()
+    def steps(self) -> list[int]:
+        """The complete steps, oldest first; what a killed save left behind does not count."""
+        return sorted(self._manager.all_steps())
 
-    def save(self, step: int, params: Any, optimizer: Any, meta: dict[str, Any]) -> None:
+    def latest(self) -> int | None:
+        """The newest complete step."""
+        return max(self.steps(), default=None)
+
+    def rehearse(self, state: Any) -> None:
+        """See that there is room for what will be saved, and that a small tree comes back as it was written.
+
+        Args:
+            state: all that a checkpoint holds: anything with a `shape` and a `dtype`.
+
+        Raises:
+            UserError: too little room, or this is no place to write to.
+        """
+        size = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(state))
+        # the oldest is deleted once the newest is complete
+        missing = max(self._keep + 1 - len(self.steps()), 1)
+        free = shutil.disk_usage(self.path).free
+        if free < missing * size:
+            raise UserError(
+                f"{_gigabytes(free)} are free, where {counted(missing, 'checkpoint')} of {_gigabytes(size)} must fit",
+                str(self.path),
+                "make room, or keep fewer with --set checkpoint.keep=1",
+            )
+        place, tree = self.path / "trial", {"written": np.arange(1000, dtype=np.int32)}
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(place, tree, force=True)
+                checkpointer.wait_until_finished()
+                found = checkpointer.restore(place, tree)
+        except (OSError, ValueError) as error:
+            raise self._unwritable(error) from error
+        finally:
+            if jax.process_index() == 0:
+                for path in self.path.glob("trial*"):
+                    shutil.rmtree(path, ignore_errors=True)
+        if not np.array_equal(found["written"], tree["written"]):
+            raise UserError("what is written here comes back changed", str(self.path), "choose another disk")
+
+    def save(
+        self, step: int, params: Any, optimizer: Any, meta: dict[str, Any], first: Callable[[], None] | None = None
+    ) -> None:
         """Begin to save; the arrays are copied before this returns, so the next step may overwrite them.
 
         A step that is saved already is left as it is.
 
+        Args:
+            first: what must be on disk before; if it raises `OSError` the save has failed.
+
         Raises:
-            UserError: this save, or the one before it, could not be written.
+            UserError: this save or the one before it could not be written, and so many before.
         """
+        self.wait()
         if step in self._manager.all_steps():
             return
         try:
+            if first is not None:
+                first()
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -71,18 +150,56 @@ class Checkpoints:
                     meta=ocp.args.JsonSave({**meta, "step": step}),
                 ),
             )
+            self._begun = step
         except (OSError, ValueError) as error:
-            raise self._failed(error) from error
+            self._failed(step, error)
 
     def wait(self) -> None:
-        """Return when all saves begun are on disk; raises as `save` does."""
+        """Return when the save begun is on disk, or was told to have failed; raises as `save` does."""
+        begun, self._begun = self._begun, None
+        if begun is None:
+            return
         try:
             self._manager.wait_until_finished()
+            self._failures = 0
         except (OSError, ValueError) as error:
-            raise self._failed(error) from error
+            self._failed(begun, error)
+
+    def _failed(self, step: int, error: Exception) -> None:
+        self._failures += 1
+        with suppress(OSError, ValueError):  # the same error once more
+            self._manager.close()
+        if self._failures >= self._limit:
+            raise self._unwritable(error) from error
+        self._manager = self._open()  # a manager that failed counts what it has not written
+        self._say(
+            f"step {step:,} could not be saved ({_first_line(error)}): training goes on, and ends after"
+            f" {counted(self._limit, 'failure')} in a row"
+        )
+
+    def finish(self, step: int) -> None:
+        """Wait for the last save and close.
+
+        Raises:
+            UserError: `step` is not on disk.
+        """
+        self.wait()
+        if step not in self.steps():
+            raise self._unwritable(OSError(f"step {step:,} could not be saved"))
+        self._manager.close()
 
     def close(self) -> None:
         self._manager.close()
+
+    def set_aside(self, step: int, reason: str) -> None:
+        """Move a damaged checkpoint out of the way, and say so; then all processes `reload`."""
+        place = self.path / str(step)
+        place.rename(place.with_name(f"{step}.damaged"))
+        self._say(f"{place}: this checkpoint cannot be read ({reason}); moved to {step}.damaged")
+
+    def reload(self) -> None:
+        """Look anew at what is on disk."""
+        self._manager.reload()
 
     def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any]:
         """Parameters and optimizer state after `step` steps, placed on any number of devices.
@@ -91,11 +208,11 @@ class Checkpoints:
             params, optimizer: what to expect: `jax.ShapeDtypeStruct`s with shardings.
 
         Raises:
-            UserError: the checkpoint holds other shapes or dtypes, or cannot be read.
+            Damaged: it cannot be read.
+            UserError: the checkpoint holds other shapes or dtypes.
         """
-        where = str(self.path / str(step))
         try:
-            self._check(step, params, where)
+            self._check(step, params, str(self.path / str(step)))
             items = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -103,24 +220,22 @@ class Checkpoints:
                 ),
             )
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"this checkpoint cannot be read ({_first_line(error)})",
-                where,
-                "move it away to continue from the one before",
-            ) from error
+            raise Damaged(_first_line(error)) from error
         return items.params, items.optimizer
 
     def _check(self, step: int, params: Any, where: str) -> None:
         # Orbax casts and cuts without a word: compare first
-        found = jax.tree.map(
-            lambda m: (tuple(m.shape), np.dtype(m.dtype)), dict(self._manager.item_metadata(step).params)
-        )
+        metadata = self._manager.item_metadata(step).params
+        if metadata is None:
+            raise ValueError("it does not tell what it holds")
+        found = jax.tree.map(lambda m: (tuple(m.shape), np.dtype(m.dtype)), dict(metadata))
         if found != jax.tree.map(lambda a: (tuple(a.shape), np.dtype(a.dtype)), params):
             raise UserError("this checkpoint holds another network", where, "give the recipe it began with")
 
-    def _failed(self, error: Exception) -> UserError:
+    def _unwritable(self, error: Exception) -> UserError:
+        often = f", {self._failures} times in a row" if self._failures > 1 else ""
         return UserError(
-            f"a checkpoint cannot be written ({_first_line(error)})",
+            f"a checkpoint cannot be written ({_first_line(error)}){often}",
             str(self.path),
             "make room, then start the same command again to continue from the newest complete one",
         )
@@ -153,6 +268,12 @@ def _on_one_device(abstract: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     text = (str(error).splitlines() or [type(error).__name__])[0]
     reason = re.search(r": ([^:]+?) \[os_error_code", text)  # the system's own words, where TensorStore passes them on
     return reason[1] if reason else text[:200]
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TextIO, TypeVar
 
@@ -60,22 +60,29 @@ class Reporter:
     def __init__(self, run: Path, total_steps: int, seconds: float, tensorboard: bool, active: bool) -> None:
         self.run, self.total, self.every, self.active = run, total_steps, seconds, active
         self._lines: list[str] = []
+        self._held = False  # lines could not be written, and this was said
         self._log: TextIO | None = (run / "log.txt").open("a", encoding="utf-8") if active else None
         self._events: Any = None
         if active and tensorboard:
             from tensorboardX import SummaryWriter  # noqa: PLC0415  (half a second)
 
-            self._events = SummaryWriter(str(run / "tensorboard"))
+            # a full disk ends its thread: a queue that nobody empties would then stop the run
+            self._events = SummaryWriter(str(run / "tensorboard"), max_queue=30_000)
         self._last = time.perf_counter()
         self._steps = self._tokens = 0
         self._rate = math.nan
 
     def say(self, text: str) -> None:
-        """One line for the person, kept in log.txt."""
+        """One line for the person, kept in log.txt. A full disk does not end a run over its log."""
         if self._log:
-            print(text, flush=True)
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-            self._log.flush()
+            try:
+                print(text, flush=True)
+                self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+                self._log.flush()
+            except BrokenPipeError:
+                raise
+            except OSError:
+                pass  # what is not written yet is tried again with the next line
 
     def step(self, row: dict[str, Any], tokens: int) -> None:
         """Take the metrics of one finished step and its useful tokens."""
@@ -86,12 +93,13 @@ class Reporter:
             self._progress(row)
 
     def heldout(self, row: dict[str, Any]) -> None:
-        """Take a held-out measurement."""
+        """Take a held-out measurement; `set` names other text than the stage's own."""
         self._lines.append(json.dumps({"kind": "heldout", **row}))
-        self.flush()
-        self._scalars("heldout", row)
+        self._flush_or_say()
+        text = f"held out, {row['set']}" if "set" in row else "held out"
+        self._scalars(text.replace(", ", "-").replace(" ", ""), row)
         self.say(
-            f"step {row['step']:,}  held out: masked LM {row['masked_lm_loss']:.3f} nats,"
+            f"step {row['step']:,}  {text}: masked LM {row['masked_lm_loss']:.3f} nats,"
             f" {row['masked_lm_accuracy']:.1%} right"
             + (f"; next sentence {row['next_sentence_accuracy']:.1%} right" if "next_sentence_accuracy" in row else "")
         )
@@ -102,28 +110,42 @@ class Reporter:
         self._steps = self._tokens = 0
 
     def flush(self) -> None:
-        """Everything taken so far is in `metrics.jsonl` when this returns."""
+        """Everything taken so far is in `metrics.jsonl` when this returns.
+
+        Raises:
+            OSError: it cannot be written; nothing is lost, and the next call tries again.
+        """
         if self.active and self._lines:
-            try:
-                with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                    file.write("".join(line + "\n" for line in self._lines))
-            except OSError as error:
-                raise UserError(
-                    f"cannot be written ({error.strerror})",
-                    str(self.run / "metrics.jsonl"),
-                    "make room, then start the same command again",
-                ) from None
+            left = "".join(line + "\n" for line in self._lines).encode()
+            with (self.run / "metrics.jsonl").open("ab", buffering=0) as file:
+                end = file.tell()
+                try:
+                    while left:
+                        left = left[file.write(left) :]
+                except OSError:
+                    file.truncate(end)  # no half lines
+                    raise
+            self._held = False
         self._lines.clear()
+
+    def _flush_or_say(self) -> None:
+        try:
+            self.flush()
+        except OSError as error:
+            if not self._held:
+                self.say(f"metrics cannot be written ({error.strerror}): they are held until they can")
+            self._held = True
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.flush()
+        self._flush_or_say()
         if self._events:
             self._events.close()
         if self._log:
-            self._log.close()
+            with suppress(OSError):
+                self._log.close()
 
     def _progress(self, row: dict[str, Any]) -> None:
         elapsed = max(time.perf_counter() - self._last, 1e-9)
@@ -137,7 +159,7 @@ class Reporter:
             f"  {_pace(rate)}  {tokens:,.0f} tokens/s  ETA {_duration(left)}"
         )
         self._scalars("train", {**row, "tokens_per_second": tokens})
-        self.flush()
+        self._flush_or_say()
         self.pause()
 
     def _scalars(self, group: str, row: dict[str, Any]) -> None:
@@ -193,14 +215,15 @@ def draw_curves(run: str | Path) -> Path:
             panel.plot(
                 steps[width - 1 :], smooth, color="tab:blue", alpha=0.5, label=f"training, mean of {width} steps"
             )
-        if heldout:
+        for name in {row.get("set", ""): None for row in heldout}:
+            of_set = [row for row in heldout if row.get("set", "") == name]
             panel.plot(
-                [row["step"] for row in heldout],
-                [row[f"masked_lm_{metric}"] for row in heldout],
+                [row["step"] for row in of_set],
+                [row[f"masked_lm_{metric}"] for row in of_set],
                 "o-",
-                color="tab:orange",
+                color="tab:green" if name else "tab:orange",
                 markersize=3,
-                label="held out",
+                label=f"held out, {name}" if name else "held out",
             )
         for style, (level, name) in zip((":", "-.", "--"), LEVELS.items(), strict=True):
             if level in levels:

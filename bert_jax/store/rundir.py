@@ -27,12 +27,19 @@ FREE = {
     "path",
     "mesh_data",
     "mesh_fsdp",
+    "mesh_tensor",
+    "shard_optimizer",
     "every",
+    "minutes",
     "keep",
+    "failures",
+    "notice",
     "seconds",
     "tensorboard",
     "evaluate_every",
     "skip_limit",
+    "step_timeout",
+    "silence",
 }
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
@@ -147,6 +154,17 @@ def read_metrics(run: str | Path, kind: str | None = None) -> Iterator[dict[str,
                 row = json.loads(line)
                 if kind is None or row["kind"] == kind:
                     yield row
+
+
+def measured(run: Path, step: int) -> bool:
+    """Whether there is a held-out line of this step: one that was due and is not there is owed."""
+    return any(row["step"] == step and "set" not in row for row in read_metrics(run, "heldout"))
+
+
+def finished(run: Path, steps: int) -> bool:
+    """Whether nothing is left to do for a run of so many steps."""
+    path = run / "report.json"
+    return path.exists() and read_json(path)["step"] >= steps and measured(run, steps)
 
 
 def cut_metrics(run: Path, step: int) -> None:
