@@ -15,6 +15,7 @@ VERBS = {
     "pretrain": ("pretrain", "train on shards; the same command continues a run"),
     "evaluate": ("evaluate", "exact held-out metrics of a checkpoint"),
     "report": ("report", "curves and closing table of a run"),
+    "compare": ("compare", "curves of several runs over each other, and the settings that differ"),
     "export": ("exchange", "write Hugging Face files"),
     "fill-mask": ("fill_mask", "the likeliest pieces for each [MASK] of a text"),
 }

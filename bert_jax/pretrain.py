@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from bert_jax import cost
 from bert_jax.config import BertConfig, Recipe, Stage, digest, load_recipe, with_data
 from bert_jax.data.feed import ahead, to_devices
 from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches, open_dataset, train_batch
@@ -27,8 +29,12 @@ from bert_jax.errors import UserError, counted
 from bert_jax.model import bert
 from bert_jax.store import rundir
 from bert_jax.store.checkpoint import Checkpoints
+from bert_jax.store.clock import WAITING, Clock
+from bert_jax.store.closing import time_table, write_report
+from bert_jax.store.curves import Picture
 from bert_jax.store.interrupt import STOPPED, Notice
-from bert_jax.store.report import Clock, Reporter, close_session, draw_curves
+from bert_jax.store.profile import Profile
+from bert_jax.store.report import Amount, Reporter
 from bert_jax.text.tokenizer import Tokenizer
 from bert_jax.train import sharding
 from bert_jax.train.loss import Metrics, make_pretraining_loss, weigh
@@ -121,7 +127,11 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     loss = make_pretraining_loss(config, execution)
     schedule = make_schedule(recipe.stage)
     eval_step = jax.jit(make_eval_step(loss, weigh))
-    report = Reporter(run_dir, recipe.steps, recipe.report.seconds, recipe.report.tensorboard, first)
+    sizes = [(stage.settings.steps, stage.settings.batch * stage.train.manifest.length) for stage in stages]
+    flops = [flops_a_token(config, stage.train) for stage in stages]
+    report = Reporter(run_dir, recipe.report, sizes, clock, done, first)
+    picture = Picture(run_dir, report.say)
+    profile = Profile(run_dir, recipe.report, report.say, first)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     platform = jax.devices()[0].platform
     report.say(
@@ -142,13 +152,15 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
         with clock.timed("evaluating"):
             figures = measure(eval_step, state.params, (to_devices(part, sharding.rows(mesh)) for part in parts))
         report.heldout({"step": int(state.step), "stage": stage.number, **figures})
-        report.pause()
+        if first:
+            with clock.timed("drawing"):
+                picture.update()
 
     def settle(pending: Pending | None) -> None:
         """Bring a step's metrics to the host; this waits for that step."""
         if pending is not None:
             row = report_row(pending, stage.number)
-            report.step(row, pending.batch.tokens)
+            report.step(row, amount_of(pending.batch, flops[stage.number]))
             if row["skipped"] >= recipe.train.skip_limit:
                 raise UserError(
                     f"{counted(recipe.train.skip_limit, 'step')} in a row had a loss or gradient that is not finite",
@@ -156,9 +168,15 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
                     "lower the learning rate or lengthen the warm-up; the newest checkpoint is from before",
                 )
 
+    def finish_step() -> None:
+        """Wait for the step that is running: only from then on is waiting for data time that is lost."""
+        with clock.timed("training"):
+            jax.block_until_ready(pending.metrics if pending else None)
+
     # -------------------------------------------------------------------------------------------------- the loop
+    pending: Pending | None = None
     noticed = sharding.Agreement(mesh)
-    with sharding.on(mesh), report:
+    with sharding.on(mesh), clock.timed("training"), report:  # what is not said to be something else inside
         for stage in stages:
             begin, end = stage.first_step, stage.first_step + stage.settings.steps
             if done >= end:
@@ -173,9 +191,10 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
             order = Order(stage.train.records, stage.settings.batch, recipe.train.seed, stage.number)
             mine = sharding.process_rows(mesh, stage.settings.batch)
             load = partial(train_batch, stage.train, order, rows=mine, masking=recipe.data.masking)
-            pending: Pending | None = None
-            with closing(ahead(load, max(done - begin, 0), stage.settings.steps)) as batches:
-                for step, batch in enumerate(clock.each("waiting for data", batches), max(done, begin) + 1):
+            pending = None
+            with closing(ahead(load, max(done - begin, 0), stage.settings.steps, idle=finish_step)) as batches:
+                for step, batch in enumerate(clock.each(WAITING, batches), max(done, begin) + 1):
+                    profile.before(step, state)
                     rows = to_devices(batch.rows, sharding.rows(mesh))
                     with clock.timed("compiling" if step == max(done, begin) + 1 else "training"):
                         state, metrics = train_step(state, rows)
@@ -201,6 +220,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
                         break
             if int(state.step) < end:
                 break
+        profile.close(state)
         with clock.timed("saving"):
             checkpoints.wait()
         step = int(state.step)
@@ -210,8 +230,9 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, kill_at: int | None 
     # --------------------------------------------------------------------------------------------------- the end
     checkpoints.close()
     if first:
-        close_session(run_dir, clock, step, recipe.steps)
-        draw_curves(run_dir)
+        write_report(run_dir, step, recipe.steps)
+        picture.draw()
+        print(time_table(run_dir))
     return 0 if finished else STOPPED
 
 
@@ -322,7 +343,22 @@ def report_row(pending: Pending, stage: int) -> dict[str, Any]:
         for name, (total, weight) in jax.device_get(pending.metrics).items()
         if weight or not name.startswith("next_sentence")  # rows of one segment have no such figure
     }
-    return {"step": pending.step, "stage": stage, **figures, "batch": pending.batch.digest}
+    batch = pending.batch
+    return {"step": pending.step, "stage": stage, **figures, "tokens": batch.tokens, "batch": batch.digest}
+
+
+def flops_a_token(config: BertConfig, data: Dataset) -> float:
+    """Training FLOPs a useful token of these records, each token attending within its own record."""
+    tokens = data.tokens.astype(np.float64)
+    predictions = np.minimum(data.manifest.predictions, data.manifest.settings["rate"] * tokens)
+    work = cost.Work(tokens.sum(), np.square(tokens).sum(), predictions.sum(), len(tokens))
+    return cost.train_flops(config, work) / work.tokens
+
+
+def amount_of(batch: TrainBatch, flops: float) -> Amount:
+    """What a batch lets the devices work through; `flops` a useful token. Every process has an equal part of it."""
+    places = batch.rows["input_ids"].size * jax.process_count()
+    return Amount(batch.tokens, places, batch.tokens * flops)
 
 
 def _fault(text: str | None) -> int | None:

@@ -25,7 +25,7 @@ NOUNS = {
     "convert": {"config", "errors", "model", "text"},
     "data_prep": {"text", "config", "errors"},
 }
-VERBS = {"pretrain", "evaluate", "report", "exchange", "fill_mask"}
+VERBS = {"pretrain", "evaluate", "report", "compare", "exchange", "fill_mask"}
 MAY = {
     **NOUNS,
     **dict.fromkeys(VERBS, (NOUNS.keys() - {"data_prep"}) | {"api"}),
