@@ -6,7 +6,7 @@ import re
 import time
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,12 +56,22 @@ def read_curves(run: str | Path) -> Curves:
             train.add(row)
         else:
             (others[row["set"]] if row.get("set") else heldout).add(row)
-    for line in read_lines(run / "timings.jsonl"):
+    for line in lasting(read_lines(run / "timings.jsonl")):
         if "tokens_per_second" in line:
             timings.add(line)
     sets = {name: table.columns() for name, table in others.items()}
     levels = read_json(run / "manifest.json")["levels"]
     return Curves(train.columns(), heldout.columns(), sets, timings.columns(), levels)
+
+
+def lasting(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of `timings.jsonl` without those of steps that a later session computed again."""
+    kept: list[dict[str, Any]] = []
+    for line in lines:
+        if kept and line["session"] != kept[-1]["session"]:
+            kept = [earlier for earlier in kept if earlier["step"] <= line["from"]]
+        kept.append(line)
+    return kept
 
 
 class _Table:
@@ -235,7 +245,7 @@ def _speed(panel: Axes, curves: Curves) -> None:
     steps, t = curves.timings["step"], curves.timings
     panel.plot(steps, t["places_per_second"], color="0.65", linewidth=1.0, label="with padding")
     panel.plot(steps, t["tokens_per_second"], color=_TRAIN, linewidth=1.5, label="useful tokens/s")
-    panel.set_ylim(bottom=0)
+    panel.set_ylim(0, 1.2 * float(np.nanmax(t["places_per_second"])))
     panel.yaxis.set_major_formatter(_thousands)
     title = "speed"
     if "mfu" in t:
@@ -244,7 +254,7 @@ def _speed(panel: Axes, curves: Curves) -> None:
     if waiting > 0.005:
         title += f", waits for data {waiting:.0%}"
     panel.set_title(title)
-    panel.legend(frameon=False, fontsize="small", loc="lower right")
+    panel.legend(frameon=False, fontsize="small", loc="upper right", ncols=2)
 
 
 # ------------------------------------------------------------------------------------------ runs over each other
@@ -354,8 +364,8 @@ def _log_values(panel: Axes) -> None:
 
 
 def _width(steps: np.ndarray) -> int:
-    """Of the running mean: a hundredth of the run."""
-    return max(1, len(steps) // 100)
+    """Of the running mean: a hundredth of the run, of a short one up to 20 steps."""
+    return max(len(steps) // 100, min(len(steps) // 5, 20), 1)
 
 
 def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

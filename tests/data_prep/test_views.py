@@ -236,7 +236,8 @@ def test_the_page_asks_nothing_of_a_network_and_leaves_the_data_alone(data, caps
     assert _pixels(light)[2, 2, :3].min() > 0.9 and _pixels(dark)[2, 2, :3].max() < 0.2
     bare = re.sub(r'"data:image/png;base64,[^"]+"', '""', text)
     assert not re.search(r"https?:|//|src(set)?=\"[^\"]|href|url\(|@import|<script|<link", bare)
-    assert bare.count("<div class=record>") == 6 and "<mark class=masked" in bare and "bigrams (both neighbours)" in bare
+    assert bare.count("<div class=record>") == 6 and "<mark class=masked" in bare
+    assert "bigrams (both neighbours)" in bare
 
 
 def test_the_picture_has_a_panel_for_each_thing_known(tmp_path):
