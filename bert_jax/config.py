@@ -236,10 +236,15 @@ class CheckpointSettings:
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """`[report]`: a progress line every so many seconds, TensorBoard events or none."""
+    """`[report]`: a progress line every so many seconds, TensorBoard events or none, a window for the profiler."""
 
     seconds: float = 10.0
     tensorboard: bool = True
+    profile_step: int = 0  # the first step that is profiled; 0: none is
+    profile_steps: int = 3
+
+    def __post_init__(self) -> None:
+        _positive(self, "report", "profile_steps")
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,7 @@ def place(mesh: Any, config: BertConfig, recipe: Recipe) -> TrainState:
 
 def local_bytes(tree: Any) -> int:
     """Bytes that one device holds of a tree of shapes with places."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
-    )
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def kept(config: BertConfig, recipe: Recipe, length: int, predictions: int) -> int:

@@ -19,19 +19,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from bert_jax import flags
-from bert_jax.config import Recipe, digest, load_recipe, with_data, with_steps
+from bert_jax import cost, flags
+from bert_jax.config import BertConfig, Recipe, digest, load_recipe, with_data, with_steps
 from bert_jax.data.feed import ahead, to_devices
-from bert_jax.data.loader import TrainBatch, heldout_batches
+from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches
 from bert_jax.data.stages import OpenStage, check_stages, open_stages
 from bert_jax.errors import UserError, counted
 from bert_jax.model import attention, bert
 from bert_jax.store import rundir
 from bert_jax.store.checkpoint import Checkpoints, Damaged
+from bert_jax.store.clock import WAITING, Clock
+from bert_jax.store.closing import time_table, write_report
+from bert_jax.store.curves import Picture
 from bert_jax.store.faults import KINDS, Faults, parse_faults
 from bert_jax.store.interrupt import STOPPED, Notice, Stopped, leave, unless_told, until_told
-from bert_jax.store.report import Clock, Reporter, close_session, draw_curves
+from bert_jax.store.profile import Profile
+from bert_jax.store.report import Amount, Reporter
 from bert_jax.store.watch import Bundles, LossWatch
 from bert_jax.train import processes, sharding
 from bert_jax.train.loss import Metrics, make_pretraining_loss, weigh
@@ -157,6 +162,11 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     agreement = processes.Agreement(mesh)
     jumps, bundles = LossWatch(), Bundles(run_dir)
     compiled: set[Any] = set()
+    sizes = [(stage.settings.steps, stage.settings.batch * stage.train.manifest.length) for stage in stages]
+    flops = [flops_a_token(config, stage.train) for stage in stages]
+    report = Reporter(run_dir, recipe.report, sizes, clock, done, first)
+    picture = Picture(run_dir, report.say)
+    profile = Profile(run_dir, recipe.report, report.say, first)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     platform = jax.devices()[0].platform
     report.say(
@@ -221,13 +231,15 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
                 figures = measure(eval_step, state.params, until_told(chain([one], placed), told))
             told_name = {"set": name} if name else {}
             report.heldout({"step": int(state.step), "stage": stage.number, **told_name, **figures})
-        report.pause()
+        if first:
+            with clock.timed("drawing"):
+                picture.update()
 
     def settle(pending: Pending | None) -> None:
         """Bring a step's metrics to the host; this waits for that step."""
         if pending is not None:
             row = report_row(pending, stage.number, groups)
-            report.step(row, pending.batch.tokens)
+            report.step(row, amount_of(pending.batch, flops[stage.number]))
             watch.done(row["step"])
             known = {
                 "seed": recipe.train.seed,
@@ -244,11 +256,17 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
                     "lower the learning rate or lengthen the warm-up; the newest checkpoint is from before",
                 )
 
+    def finish_step() -> None:
+        """Wait for the step that is running: only from then on is waiting for data time that is lost."""
+        with clock.timed("training"):
+            jax.block_until_ready(pending.metrics if pending else None)
+
     # -------------------------------------------------------------------------------------------------- the loop
     owed = done and not processes.gather("measured", first and rundir.measured(run_dir, done), 600)[0]
     unread: list[UserError] = []  # records that the data thread cannot read: known some batches before their step
-    stop, pending, saved_at = False, None, time.monotonic()
-    with sharding.on(mesh), report:
+    pending: Pending | None = None
+    stop, saved_at = False, time.monotonic()
+    with sharding.on(mesh), clock.timed("training"), report:  # what is not said to be something else inside
         for stage in stages:
             begin, end = stage.first_step, stage.last_step
             load = partial(stage.batches.load, rows_of=partial(sharding.process_rows, mesh))
@@ -265,9 +283,10 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
                     continue
                 if done <= begin and stage.settings.restart:
                     state = state._replace(opt_state=jax.jit(tx.init, out_shardings=places.opt_state)(state.params))
-                with closing(ahead(load, max(done - begin, 0), end - begin)) as batches:
-                    readable = clock.each("waiting for data", until_unread(batches))
+                with closing(ahead(load, max(done - begin, 0), end - begin, idle=finish_step)) as batches:
+                    readable = clock.each(WAITING, until_unread(batches))
                     for step, batch in enumerate(readable, max(done, begin) + 1):
+                        profile.before(step, state)
                         rows = to_devices(batch.rows, sharding.rows(mesh))
                         compile_first(train_step, f"step of stage {stage.number}", state, rows)
                         with clock.timed("training"):
@@ -298,6 +317,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
             if stop or unread:
                 break
         settle(pending)
+        profile.close(state)
         step = int(state.step)
         finished = step == recipe.steps and not stop
         saves = step > 0 and (stop or not unread or jax.process_count() == 1)  # the others may be inside a step
@@ -310,8 +330,9 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
 
     # --------------------------------------------------------------------------------------------------- the end
     if first:
-        close_session(run_dir, clock, step, recipe.steps)
-        draw_curves(run_dir)
+        write_report(run_dir, step, recipe.steps)
+        picture.draw()
+        print(time_table(run_dir))
     if unread:
         raise unread[0]
     return 0 if finished else STOPPED
@@ -358,7 +379,22 @@ def report_row(pending: Pending, stage: int, groups: list[str]) -> dict[str, Any
         for name, pair in jax.device_get(pending.metrics).items()
         if pair[1] or not name.startswith("next_sentence")  # rows of one segment have no such figure
     }
-    return {"step": pending.step, "stage": stage, **means(metrics, groups), "batch": pending.batch.digest}
+    batch, figures = pending.batch, means(metrics, groups)
+    return {"step": pending.step, "stage": stage, **figures, "tokens": batch.tokens, "batch": batch.digest}
+
+
+def flops_a_token(config: BertConfig, data: Dataset) -> float:
+    """Training FLOPs a useful token of these records, each token attending within its own record."""
+    tokens = data.tokens.astype(np.float64)
+    predictions = np.minimum(data.manifest.predictions, data.manifest.settings["rate"] * tokens)
+    work = cost.Work(tokens.sum(), np.square(tokens).sum(), predictions.sum(), len(tokens))
+    return cost.train_flops(config, work) / work.tokens
+
+
+def amount_of(batch: TrainBatch, flops: float) -> Amount:
+    """What a batch lets the devices work through; `flops` a useful token. Every process has an equal part of it."""
+    places = batch.rows["input_ids"].size * jax.process_count()
+    return Amount(batch.tokens, places, batch.tokens * flops)
 
 
 def noting(load: Callable[[int], TrainBatch], unread: list[UserError]) -> Callable[[int], TrainBatch]:

@@ -26,7 +26,7 @@ NOUNS = {
     "convert": {"config", "errors", "model", "text"},
     "data_prep": {"text", "config", "errors"},
 }
-VERBS = {"pretrain", "evaluate", "replay", "report", "exchange", "fill_mask"}
+VERBS = {"pretrain", "evaluate", "replay", "report", "compare", "exchange", "fill_mask"}
 MAY = {
     **NOUNS,
     **dict.fromkeys(VERBS, (NOUNS.keys() - {"data_prep"}) | {"api"}),
