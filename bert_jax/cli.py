@@ -13,6 +13,7 @@ from bert_jax.errors import UserError
 # Verb → (module, what it does).
 VERBS = {
     "pretrain": ("pretrain", "train on shards; the same command continues a run"),
+    "plan": ("plan", "what a run will cost and whether it fits, before it begins"),
     "evaluate": ("evaluate", "exact held-out metrics of a checkpoint"),
     "replay": ("replay", "compute one step of a run again and show norms by layer"),
     "report": ("report", "curves and closing table of a run"),
