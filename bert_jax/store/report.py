@@ -225,8 +225,8 @@ class _Pace:
         self.begin({})
         self._rate = math.nan  # work a second
         self._stretches = 0
-        self._spent = 0.0  # seconds in stretches, since `_first`
-        self._first = 0.0
+        self._spent = 0.0  # seconds in stretches
+        self._first: float | None = None  # when the first stretch began
 
     def begin(self, seconds: dict[str, float]) -> None:
         """A stretch begins at this state of the clock."""
@@ -257,7 +257,7 @@ class _Pace:
         # an average that forgets, so that one slow stretch does not move the end by hours
         rate = self._work / spent
         self._rate = rate if math.isnan(self._rate) else 0.7 * self._rate + 0.3 * rate
-        self._first = self._first or self._wall
+        self._first = self._wall if self._first is None else self._first
         self._stretches += 1
         self._spent += spent
         self.begin(seconds)
@@ -266,7 +266,7 @@ class _Pace:
     def eta(self, work: float) -> float | None:
         """Seconds that so much work takes, evaluations and saves as often as until now; None until two stretches have
         been measured, since the first one is no guide."""
-        if self._stretches < 2 or not self._rate:
+        if self._first is None or self._stretches < 2 or not self._rate:
             return None
         return work / self._rate * (time.perf_counter() - self._first) / self._spent
 
@@ -280,12 +280,12 @@ def progress_line(row: dict[str, Any], total: int, figures: dict[str, float], et
         figures: of `timings.jsonl`.
         eta: seconds, None where not known yet.
     """
-    speed = f"{figures['tokens_per_second']:,.0f} tokens/s"
+    tokens = figures["tokens_per_second"]
+    speed = f"{tokens:,.0f} tokens/s" if tokens < 10_000 else f"{tokens / 1000:,.1f}k tokens/s"
     if figures["padding"] >= 0.005:
         speed += f" + {figures['padding']:.0%} padding"
     parts = [
         f"step {row['step']:,}/{total:,}",
-        f"loss {row['loss']:.3f}",
         f"masked LM {row['masked_lm_loss']:.3f} ({row['masked_lm_accuracy']:.1%})",
         f"rate {row['learning_rate']:.1e}",
         _pace(figures["steps_per_second"]),

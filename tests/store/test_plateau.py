@@ -35,7 +35,7 @@ def test_it_is_repeated_at_twice_the_time_only() -> None:
 
 
 def test_some_per_cent_below_the_unigram_level_is_still_that_plateau() -> None:
-    (_, sentence), *_ = said(np.full(1500, 6.55) + noise(1500))
+    (_, sentence), *_ = said(np.full(1500, 6.58) + noise(1500))
     assert "6% below the level 7.00 of 'unigram'" in sentence
 
 
