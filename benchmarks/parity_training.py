@@ -22,12 +22,11 @@ import numpy as np
 import torch
 import transformers
 
-from bert_jax.config import PRESETS, BertConfig, Execution, Stage, TrainSettings, preset
+from bert_jax.config import PRESETS, BertConfig, DataSettings, Execution, Stage, TrainSettings, preset
 from bert_jax.convert.huggingface import config_to_json
 from bert_jax.convert.names import HUGGING_FACE, Params, to_foreign
 from bert_jax.data.batching import HostBatch
-from bert_jax.data.loader import open_dataset, train_batch
-from bert_jax.data.order import Order
+from bert_jax.data.loader import open_batches, open_dataset
 from bert_jax.model import bert
 from bert_jax.train.loss import make_pretraining_loss, weigh
 from bert_jax.train.optimizer import make_optimizer, make_schedule
@@ -45,11 +44,10 @@ def main() -> int:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     args = parser.parse_args()
     dataset = open_dataset(args.data, "train")
-    order = Order(dataset.records, args.batch, seed=0, stage=0)
-    rows = slice(0, args.batch)
-    batches = [train_batch(dataset, order, t, rows, "static").rows for t in range(args.steps)]
     config = preset(args.preset, dataset.manifest.vocab_size)
     stage = Stage(steps=args.steps, batch=args.batch, learning_rate=args.learning_rate, warmup=args.steps // 10)
+    data = open_batches(DataSettings(), stage, 0, 0, dataset)
+    batches = [data.load(t).rows for t in range(args.steps)]
     ours, theirs = compare(config, batches, stage)
     for step, (one, other) in enumerate(zip(ours, theirs, strict=True), 1):
         print(f"step {step:4d}   here {one:.6f}   transformers {other:.6f}   apart {abs(one - other):.1e}")
@@ -68,8 +66,8 @@ def compare(config: BertConfig, batches: list[HostBatch], stage: Stage) -> tuple
 
 
 def torch_twin(config: BertConfig, params: Params) -> Any:
-    """transformers' BertForPreTraining with our weights, without dropout."""
-    tree = config_to_json(replace(config, hidden_dropout=0.0, attention_dropout=0.0), "pretraining", pad=0)
+    """transformers' BertForPreTraining with our weights."""
+    tree = config_to_json(config, "pretraining", pad=0)
     model = transformers.BertForPreTraining(transformers.BertConfig(**tree))
     tensors = to_foreign(HUGGING_FACE, config, params)
     report = model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()}, strict=False)
@@ -95,6 +93,17 @@ def torch_batch(batch: HostBatch) -> dict[str, Any]:
     }
 
 
+def torch_adamw(model: Any, settings: TrainSettings) -> Any:
+    """torch's AdamW as the recipe has it: biases and norms do not decay. The learning rate is set at each step."""
+    named = dict(model.named_parameters())
+    still = {name for name in named if name.endswith("bias") or "LayerNorm" in name}
+    groups = [
+        {"params": [named[n] for n in named if n not in still], "weight_decay": settings.weight_decay},
+        {"params": [named[n] for n in still], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
+
+
 def _train_here(
     config: BertConfig, params: Params, batches: list[HostBatch], stage: Stage, settings: TrainSettings
 ) -> list[float]:
@@ -110,14 +119,7 @@ def _train_here(
 
 
 def _train_there(model: Any, batches: list[HostBatch], stage: Stage, settings: TrainSettings) -> list[float]:
-    named = dict(model.named_parameters())
-    still = {name for name in named if name.endswith("bias") or "LayerNorm" in name}
-    groups = [
-        {"params": [named[n] for n in named if n not in still], "weight_decay": settings.weight_decay},
-        {"params": [named[n] for n in still], "weight_decay": 0.0},
-    ]
-    betas = (settings.beta1, settings.beta2)
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=settings.epsilon)
+    optimizer = torch_adamw(model, settings)
     schedule = make_schedule([stage])
     model.train()
     losses = []

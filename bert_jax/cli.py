@@ -16,6 +16,7 @@ VERBS = {
     "evaluate": ("evaluate", "exact held-out metrics of a checkpoint"),
     "replay": ("replay", "compute one step of a run again and show norms by layer"),
     "report": ("report", "curves and closing table of a run"),
+    "compare": ("compare", "curves of several runs over each other, and the settings that differ"),
     "export": ("exchange", "write Hugging Face files"),
     "fill-mask": ("fill_mask", "the likeliest pieces for each [MASK] of a text"),
 }

@@ -66,21 +66,29 @@ class BertConfig:
                 )
 
 
+ATTENTION_PATHS = ("xla", "cudnn_lengths", "cudnn_offsets", "tokamax", "pallas", "splash")
+
+
 @dataclass(frozen=True)
 class Execution:
     """How a network is computed; never changes what it is.
 
     `dtype` is that of the products and activations ("float32" or "bfloat16"); parameters, their moments, softmax,
     norms and losses stay float32. `scan` compiles one layer and loops over it, otherwise layers are unrolled.
-    `remat` forgets a layer's activations and computes them again in the backward pass.
+    `remat` forgets a layer's activations and computes them again in the backward pass. `attention` names a path of
+    `bert_jax.model.attention`, `sequences` the most sequences that are packed into a row (1: rows are padded).
     """
 
     dtype: str = "float32"
     scan: bool = False
     remat: bool = False
+    attention: str = "xla"
+    sequences: int = 1
 
     def __post_init__(self) -> None:
         _one_of(self, "execution", "dtype", ("float32", "bfloat16"))
+        _one_of(self, "execution", "attention", ATTENTION_PATHS)
+        _positive(self, "execution", "sequences")
 
 
 # Turc et al. 2019 (https://arxiv.org/abs/1908.08962) for tiny to medium; Devlin et al. 2018 for base and large.
@@ -150,13 +158,22 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """`[data]`: where the shards are, and whether masks are those written or drawn anew each epoch."""
+    """`[data]`: where the shards are, whether masks are those written or drawn anew each epoch, and how records
+    become rows.
+
+    `batching` is "padded" (one record a row of the shards' length), "bucketed" (one record a row, batches of three
+    lengths and equally many tokens) or "packed" (up to `sequences` records a row).
+    """
 
     path: str = ""
     masking: str = "static"
+    batching: str = "padded"
+    sequences: int = 8
 
     def __post_init__(self) -> None:
         _one_of(self, "data", "masking", ("static", "dynamic"))
+        _one_of(self, "data", "batching", ("padded", "bucketed", "packed"))
+        _positive(self, "data", "sequences")
 
 
 @dataclass(frozen=True)
@@ -173,12 +190,15 @@ class TrainSettings:
     dtype: str = "float32"
     scan: bool = False
     remat: bool = False
+    xla_preset: str = "auto"  # bert_jax/flags.py; "none" leaves XLA as it comes
+    deterministic: bool = False  # a GPU adds in one order, so that two runs give the same bits
     mesh_data: int = 0  # 0: all devices that mesh_fsdp and mesh_tensor leave
     mesh_fsdp: int = 1
     mesh_tensor: int = 1
     shard_optimizer: bool = False  # moments and the update are spread over mesh_data too
     evaluate_every: int = 1000
     evaluate_batch: int = 0  # 0: as the stage trains
+    attention: str = "auto"  # the fastest path that works here, or one of ATTENTION_PATHS
     skip_limit: int = 20  # this many non-finite steps in a row end the run
     step_timeout: float = 1800.0  # seconds without a finished step that end it; 0: never
     silence: float = 60.0  # seconds without a sign of life from another process that end it
@@ -186,6 +206,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         _one_of(self, "train", "optimizer", ("adamw", "lamb"))
         _one_of(self, "train", "dtype", ("float32", "bfloat16"))
+        _one_of(self, "train", "attention", ("auto", *ATTENTION_PATHS))
+        _one_of(self, "train", "xla_preset", ("auto", "none"))
         _positive(self, "train", "mesh_fsdp", "mesh_tensor", "evaluate_every", "skip_limit", "silence")
 
     @property
@@ -214,10 +236,15 @@ class CheckpointSettings:
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """`[report]`: a progress line every so many seconds, TensorBoard events or none."""
+    """`[report]`: a progress line every so many seconds, TensorBoard events or none, a window for the profiler."""
 
     seconds: float = 10.0
     tensorboard: bool = True
+    profile_step: int = 0  # the first step that is profiled; 0: none is
+    profile_steps: int = 3
+
+    def __post_init__(self) -> None:
+        _positive(self, "report", "profile_steps")
 
 
 @dataclass(frozen=True)
@@ -227,9 +254,15 @@ class Stage:
     `data` is a folder below `data.path` (empty: that path itself), `length` must be the shards' (0: whatever it is).
     The rate climbs linearly over `warmup` steps and falls to `end_fraction` of the peak by the stage's last step:
     "polynomial" with `power` (1 is a straight line) or "cosine". `restart` forgets the optimizer's moments.
+
+    `tokens` above 0 says how long instead of `steps`: as many steps as hold so many useful tokens.
+    The first `ramp_steps` steps have fewer rows: `ramp_from`, then twice as many and so on up to `batch`, each for as
+    long. `replay_data` is a folder as `data` is: its held-out records are measured beside the stage's own, and `replay`
+    is the share of all rows that comes from it.
     """
 
     steps: int = 1000
+    tokens: int = 0
     batch: int = 256
     data: str = ""
     length: int = 0
@@ -240,11 +273,22 @@ class Stage:
     power: float = 1.0
     end_fraction: float = 0.0
     restart: bool = False
+    ramp_from: int = 0
+    ramp_steps: int = 0
+    replay: float = 0.0
+    replay_data: str = ""
 
     def __post_init__(self) -> None:
         _positive(self, "stage", "steps", "batch", "accumulate", "learning_rate")
         _one_of(self, "stage", "decay", ("polynomial", "cosine"))
-        if not 0 <= self.warmup <= self.steps:
+        self._check_ramp()
+        if not 0.0 <= self.replay < 1.0 or (self.replay and not self.replay_data):
+            raise UserError(
+                f"replay = {self.replay} of {self.replay_data or 'nothing'} is no share of a batch",
+                "stage",
+                "give a number from 0 up to, not including, 1, and name the folder in replay_data",
+            )
+        if not self.tokens and not 0 <= self.warmup <= self.steps:
             raise UserError(
                 f"warmup = {self.warmup} does not fit into {self.steps} steps",
                 "stage",
@@ -255,6 +299,21 @@ class Stage:
                 f"a batch of {self.batch} does not divide into {self.accumulate} accumulation pieces",
                 "stage",
                 "choose a batch that is a multiple of accumulate",
+            )
+
+    def _check_ramp(self) -> None:
+        times, rest = divmod(self.batch, self.ramp_from or self.batch)
+        if self.ramp_from < 0 or rest or not times or times & (times - 1):
+            raise UserError(
+                f"a batch of {self.batch} is not reached by doubling ramp_from = {self.ramp_from}",
+                "stage",
+                "choose ramp_from as a half, a quarter, an eighth, … of batch",
+            )
+        if (self.ramp_from > 0) != (self.ramp_steps > 0):
+            raise UserError(
+                f"ramp_from = {self.ramp_from} and ramp_steps = {self.ramp_steps} make no ramp",
+                "stage",
+                "give both, or neither",
             )
 
 
@@ -272,6 +331,13 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.stage:
             raise UserError("a recipe needs at least one [[stage]]", "stage", "add one")
+        for number, stage in enumerate(self.stage):
+            if self.data.batching == "bucketed" and (stage.ramp_from or stage.replay):
+                raise UserError(
+                    "buckets go with neither a ramp nor replay",
+                    f"stage.{number}",
+                    'set data.batching="packed", or leave ramp_from and replay out',
+                )
 
     @property
     def steps(self) -> int:
@@ -327,6 +393,22 @@ def digest(recipe: Recipe) -> str:
 def with_data(recipe: Recipe, path: str) -> Recipe:
     """The recipe reading its shards from `path`."""
     return replace(recipe, data=replace(recipe.data, path=path))
+
+
+def with_steps(recipe: Recipe, steps: typing.Sequence[int]) -> Recipe:
+    """The recipe with so many steps in each stage, for stages that say `tokens`.
+
+    Raises:
+        UserError: a stage's warm-up is longer.
+    """
+    for number, (stage, count) in enumerate(zip(recipe.stage, steps, strict=True)):
+        if stage.warmup > count:
+            raise UserError(
+                f"warmup = {stage.warmup} does not fit into {count} steps, which hold {stage.tokens:,} tokens",
+                f"stage.{number}",
+                f"give fewer warm-up steps, as by --set stage.{number}.warmup={count // 10}",
+            )
+    return replace(recipe, stage=tuple(replace(s, steps=n) for s, n in zip(recipe.stage, steps, strict=True)))
 
 
 # ------------------------------------------------------------------------------------------------- the parts

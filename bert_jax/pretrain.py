@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -18,25 +19,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from bert_jax.config import Recipe, digest, load_recipe, with_data
+from bert_jax import cost, flags
+from bert_jax.config import BertConfig, Recipe, digest, load_recipe, with_data, with_steps
 from bert_jax.data.feed import ahead, to_devices
-from bert_jax.data.loader import TrainBatch, heldout_batches, train_batch
-from bert_jax.data.order import Order
-from bert_jax.data.stages import OpenStage, check_stages, open_stage
+from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches
+from bert_jax.data.stages import OpenStage, check_stages, open_stages
 from bert_jax.errors import UserError, counted
-from bert_jax.model import bert
+from bert_jax.model import attention, bert
 from bert_jax.store import rundir
 from bert_jax.store.checkpoint import Checkpoints, Damaged
+from bert_jax.store.clock import WAITING, Clock
+from bert_jax.store.closing import time_table, write_report
+from bert_jax.store.curves import Picture
 from bert_jax.store.faults import KINDS, Faults, parse_faults
 from bert_jax.store.interrupt import STOPPED, Notice, Stopped, leave, unless_told, until_told
-from bert_jax.store.report import Clock, Reporter, close_session, draw_curves
+from bert_jax.store.profile import Profile
+from bert_jax.store.report import Amount, Reporter
 from bert_jax.store.watch import Bundles, LossWatch
 from bert_jax.train import processes, sharding
 from bert_jax.train.loss import Metrics, make_pretraining_loss, weigh
-from bert_jax.train.optimizer import make_optimizer, make_schedule
+from bert_jax.train.optimizer import layer_groups, make_optimizer, make_schedule
 from bert_jax.train.state import fresh_state, from_items, to_items
-from bert_jax.train.step import TrainState, make_eval_step, make_train_step, measure
+from bert_jax.train.step import TrainState, make_eval_step, make_train_step, means, measure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
     if not recipe.data.path:
         raise UserError("no data directory", "data.path", "give --data DIR")
     faults = parse_faults(args.faults)
+    if told := flags.prepare(os.environ, recipe.train, several=args.distributed):
+        print(told, flush=True)  # before any device is asked for: a flag that is refused ends the process
     settings = recipe.train
     with (
         processes.joined(args.distributed, args.join_timeout, settings.step_timeout, settings.silence) as watch,
@@ -93,16 +101,20 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     """
     # ------------------------------------------------------------------------------------ data and run directory
     clock = Clock()
-    stages = [open_stage(recipe, number) for number in range(len(recipe.stage))]
+    stages = open_stages(recipe)
+    recipe = with_steps(recipe, [stage.settings.steps for stage in stages])
     config = check_stages(recipe, stages)
     mesh = sharding.make_mesh(recipe.train.mesh_data, recipe.train.mesh_fsdp, recipe.train.mesh_tensor)
     for stage in stages:
-        sharding.check_batch(mesh, stage.settings.batch, stage.settings.accumulate, f"stage.{stage.number}")
+        for size in stage.batches.sizes:
+            sharding.check_batch(mesh, size, stage.settings.accumulate, f"stage.{stage.number}")
     if recipe.train.evaluate_batch:
         sharding.check_batch(mesh, recipe.train.evaluate_batch, 1, "train.evaluate_batch")
     first = jax.process_index() == 0
-    manifests = [hashlib.sha256((s.path / "manifest.json").read_bytes()).hexdigest() for s in stages]
+    folders = [folder for s in stages for folder in (s.path, s.replayed) if folder]
+    manifests = [hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest() for folder in folders]
     provenance = rundir.describe(digest(recipe), manifests, dict(mesh.shape))
+    provenance["flags"] = flags.recorded(os.environ)
     sources = [stage.path for stage in stages]
     processes.on_first_process(lambda: rundir.open_run(run_dir, recipe, config, sources, provenance))
     if rundir.finished(run_dir, recipe.steps):
@@ -116,6 +128,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         jax.config.update("jax_compilation_cache_dir", str(run_dir.absolute() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
 
     # ----------------------------------------------------------------- state: shapes, then shardings, then arrays
     tx = make_optimizer(recipe.train)
@@ -137,20 +150,36 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         rundir.cut_metrics(run_dir, done)
 
     # --------------------------------------------------------------------------------------------- the functions
-    execution = recipe.train.execution
+    execution, notes = attention.choose(
+        recipe.train.attention,
+        config,
+        recipe.train.execution,
+        lengths=[length for stage in stages for length in stage.lengths],
+        sequences=recipe.data.sequences if recipe.data.batching == "packed" else 1,
+    )
     loss = make_pretraining_loss(config, execution)
-    schedule = make_schedule(recipe.stage)
+    schedule, groups = make_schedule(recipe.stage), layer_groups(shapes.params)
     eval_step = jax.jit(make_eval_step(loss, weigh))
     agreement = processes.Agreement(mesh)
     jumps, bundles = LossWatch(), Bundles(run_dir)
     compiled: set[Any] = set()
+    sizes = [(stage.settings.steps, stage.settings.batch * stage.train.manifest.length) for stage in stages]
+    flops = [flops_a_token(config, stage.train) for stage in stages]
+    report = Reporter(run_dir, recipe.report, sizes, clock, done, first)
+    picture = Picture(run_dir, report.say)
+    profile = Profile(run_dir, recipe.report, report.say, first)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     platform = jax.devices()[0].platform
     report.say(
-        f"{parameters:,} parameters on {counted(mesh.size, platform + ' device')}, {execution.dtype};"
+        f"{parameters:,} parameters on {counted(mesh.size, platform + ' device')}, "
+        f"{execution.dtype}, {execution.attention} attention;"
         f" {counted(stages[0].train.records, 'record')} of {stages[0].train.manifest.length} tokens;"
         + (f" continuing after step {done:,}" if done else f" {counted(recipe.steps, 'step')}")
     )
+    for note in notes:
+        report.say(note)
+    if recipe.train.deterministic:
+        report.say(flags.price(platform))
 
     def compile_first(function: Any, name: str, argument: Any, batch: dict[str, jax.Array]) -> None:
         """Compile for a batch of new shapes, in a thread: this one listens, and `Stopped` ends the wait."""
@@ -191,28 +220,35 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     def evaluate(state: TrainState, stage: OpenStage) -> None:
         """Measure on the held-out text; `Stopped` if a notice comes, and the next start makes up for it."""
         batch = recipe.train.evaluate_batch or stage.settings.batch
-        parts = heldout_batches(stage.heldout, batch, sharding.process_rows(mesh, batch))
-        placed = (to_devices(part, sharding.rows(mesh)) for part in parts)
-        one = next(placed)
-        compile_first(eval_step, "evaluation", state.params, one)
 
         def told() -> bool:
             watch.done(int(state.step))
             return agreement.any(notice.given, False, False)[0]
 
-        heard = until_told(chain([one], placed), told)
-        with clock.timed("evaluating"):
-            figures = measure(eval_step, state.params, heard)
-        report.heldout({"step": int(state.step), "stage": stage.number, **figures})
-        report.pause()
+        for name, dataset in stage.heldout.items():
+            parts = heldout_batches(dataset, batch, sharding.process_rows(mesh, batch))
+            placed = (to_devices(part, sharding.rows(mesh)) for part in parts)
+            one = next(placed)
+            compile_first(eval_step, "evaluation", state.params, one)
+            with clock.timed("evaluating"):
+                figures = measure(eval_step, state.params, until_told(chain([one], placed), told))
+            told_name = {"set": name} if name else {}
+            report.heldout({"step": int(state.step), "stage": stage.number, **told_name, **figures})
+        if first:
+            with clock.timed("drawing"):
+                picture.update()
 
     def settle(pending: Pending | None) -> None:
         """Bring a step's metrics to the host; this waits for that step."""
         if pending is not None:
-            row = report_row(pending, stage.number)
-            report.step(row, pending.batch.tokens)
+            row = report_row(pending, stage.number, groups)
+            report.step(row, amount_of(pending.batch, flops[stage.number]))
             watch.done(row["step"])
-            known = {"seed": recipe.train.seed, "masking": recipe.data.masking, "manifest": manifests[stage.number]}
+            known = {
+                "seed": recipe.train.seed,
+                "masking": recipe.data.masking,
+                "manifest": manifests[folders.index(stage.path)],
+            }
             for line in (jumps.note(row), bundles.note(row, pending.batch.records, pending.batch.rows, known)):
                 if line:
                     report.say(line)
@@ -223,16 +259,20 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
                     "lower the learning rate or lengthen the warm-up; the newest checkpoint is from before",
                 )
 
+    def finish_step() -> None:
+        """Wait for the step that is running: only from then on is waiting for data time that is lost."""
+        with clock.timed("training"):
+            jax.block_until_ready(pending.metrics if pending else None)
+
     # -------------------------------------------------------------------------------------------------- the loop
     owed = done and not processes.gather("measured", first and rundir.measured(run_dir, done), 600)[0]
     unread: list[UserError] = []  # records that the data thread cannot read: known some batches before their step
-    stop, pending, saved_at = False, None, time.monotonic()
-    with sharding.on(mesh), report:
+    pending: Pending | None = None
+    stop, saved_at = False, time.monotonic()
+    with sharding.on(mesh), clock.timed("training"), report:  # what is not said to be something else inside
         for stage in stages:
             begin, end = stage.first_step, stage.last_step
-            order = Order(stage.train.records, stage.settings.batch, recipe.train.seed, stage.number)
-            mine = sharding.process_rows(mesh, stage.settings.batch)
-            load = partial(train_batch, stage.train, order, rows=mine, masking=recipe.data.masking)
+            load = partial(stage.batches.load, rows_of=partial(sharding.process_rows, mesh))
             load = noting(faults.loading(load, begin), unread)
             train_step = jax.jit(
                 make_train_step(loss, weigh, tx, schedule, recipe.train.seed, stage.settings.accumulate),
@@ -246,9 +286,10 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
                     continue
                 if done <= begin and stage.settings.restart:
                     state = state._replace(opt_state=jax.jit(tx.init, out_shardings=places.opt_state)(state.params))
-                with closing(ahead(load, max(done - begin, 0), end - begin)) as batches:
-                    readable = clock.each("waiting for data", until_unread(batches))
+                with closing(ahead(load, max(done - begin, 0), end - begin, idle=finish_step)) as batches:
+                    readable = clock.each(WAITING, until_unread(batches))
                     for step, batch in enumerate(readable, max(done, begin) + 1):
+                        profile.before(step, state)
                         rows = to_devices(batch.rows, sharding.rows(mesh))
                         compile_first(train_step, f"step of stage {stage.number}", state, rows)
                         with clock.timed("training"):
@@ -279,6 +320,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
             if stop or unread:
                 break
         settle(pending)
+        profile.close(state)
         step = int(state.step)
         finished = step == recipe.steps and not stop
         saves = step > 0 and (stop or not unread or jax.process_count() == 1)  # the others may be inside a step
@@ -291,8 +333,9 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
 
     # --------------------------------------------------------------------------------------------------- the end
     if first:
-        close_session(run_dir, clock, step, recipe.steps)
-        draw_curves(run_dir)
+        write_report(run_dir, step, recipe.steps)
+        picture.draw()
+        print(time_table(run_dir))
     if unread:
         raise unread[0]
     return 0 if finished else STOPPED
@@ -332,14 +375,29 @@ class Pending(NamedTuple):
     batch: TrainBatch
 
 
-def report_row(pending: Pending, stage: int) -> dict[str, Any]:
+def report_row(pending: Pending, stage: int, groups: list[str]) -> dict[str, Any]:
     """One line of `metrics.jsonl`: every number a function of recipe and data alone, so that runs can be compared."""
-    figures = {
-        name: float(total) / max(float(weight), 1.0)
-        for name, (total, weight) in jax.device_get(pending.metrics).items()
-        if weight or not name.startswith("next_sentence")  # rows of one segment have no such figure
+    metrics = {
+        name: pair
+        for name, pair in jax.device_get(pending.metrics).items()
+        if pair[1] or not name.startswith("next_sentence")  # rows of one segment have no such figure
     }
-    return {"step": pending.step, "stage": stage, **figures, "batch": pending.batch.digest}
+    batch, figures = pending.batch, means(metrics, groups)
+    return {"step": pending.step, "stage": stage, **figures, "tokens": batch.tokens, "batch": batch.digest}
+
+
+def flops_a_token(config: BertConfig, data: Dataset) -> float:
+    """Training FLOPs a useful token of these records, each token attending within its own record."""
+    tokens = data.tokens.astype(np.float64)
+    predictions = np.minimum(data.manifest.predictions, data.manifest.settings["rate"] * tokens)
+    work = cost.Work(tokens.sum(), np.square(tokens).sum(), predictions.sum(), len(tokens))
+    return cost.train_flops(config, work) / work.tokens
+
+
+def amount_of(batch: TrainBatch, flops: float) -> Amount:
+    """What a batch lets the devices work through; `flops` a useful token. Every process has an equal part of it."""
+    places = batch.rows["input_ids"].size * jax.process_count()
+    return Amount(batch.tokens, places, batch.tokens * flops)
 
 
 def noting(load: Callable[[int], TrainBatch], unread: list[UserError]) -> Callable[[int], TrainBatch]:

@@ -13,9 +13,7 @@ import numpy as np
 
 from bert_jax.config import load_recipe, with_data
 from bert_jax.data.feed import to_devices
-from bert_jax.data.loader import train_batch
-from bert_jax.data.order import Order
-from bert_jax.data.stages import check_stages, open_stage
+from bert_jax.data.stages import check_stages, open_stages
 from bert_jax.errors import UserError
 from bert_jax.model import bert
 from bert_jax.store.checkpoint import Checkpoints, Damaged
@@ -41,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         recipe = with_data(recipe, str(args.data))
     if not 0 < args.step <= recipe.steps:
         raise UserError(f"there is no step {args.step}", str(args.run), f"give one from 1 to {recipe.steps}")
-    stages = [open_stage(recipe, number) for number in range(len(recipe.stage))]
+    stages = open_stages(recipe)
     config = check_stages(recipe, stages)
     mesh = sharding.make_mesh(recipe.train.mesh_data, recipe.train.mesh_fsdp, recipe.train.mesh_tensor)
     loss = make_pretraining_loss(config, recipe.train.execution)
@@ -65,8 +63,7 @@ def run(args: argparse.Namespace) -> int:
                 out_shardings=(places, sharding.replicated(mesh)),
                 donate_argnums=0,
             )
-            order = Order(stage.train.records, settings.batch, seed, stage.number)
-            load = partial(train_batch, stage.train, order, rows=slice(0, settings.batch), masking=recipe.data.masking)
+            load = stage.batches.load
             for step in range(int(state.step) + 1, min(end, args.step - 1) + 1):
                 state, _ = train_step(state, to_devices(load(step - 1 - begin).rows, sharding.rows(mesh)))
             if args.step <= end:

@@ -28,16 +28,25 @@ def write_vocabulary(path: Path) -> Path:
 
 
 def write_data(
-    directory: Path, records: int = 96, heldout: int = 24, shards: int = 2, seed: int = 0, layout: str = "pair"
+    directory: Path,
+    records: int = 96,
+    heldout: int = 24,
+    shards: int = 2,
+    seed: int = 0,
+    layout: str = "pair",
+    shortest: int = LENGTH - 4,
 ) -> Path:
-    """A data directory as `bert-data shards` leaves it; of layout "three", relation 1 is told from 2 by a coin."""
+    """A data directory as `bert-data shards` leaves it; of layout "three", relation 1 is told from 2 by a coin.
+
+    Records have `shortest` (5 at least) to LENGTH tokens.
+    """
     directory.mkdir(parents=True)
     tokenizer = Tokenizer.load(write_vocabulary(directory / "vocab.txt"))
     tokenizer.save(directory / "tokenizer")
     rng = np.random.default_rng(seed)
     splits = {
-        "train": _write_split(directory, "train", records, shards, tokenizer, rng, layout),
-        "heldout": _write_split(directory, "heldout", heldout, 1, tokenizer, rng, layout),
+        "train": _write_split(directory, "train", records, shards, tokenizer, rng, layout, shortest),
+        "heldout": _write_split(directory, "heldout", heldout, 1, tokenizer, rng, layout, shortest),
     }
     settings = {"rate": 0.15, "unit": "token", "mask_share": 0.8, "random_share": 0.1, "layout": layout}
     levels = {"uniform": {"loss": 3.8}} | {
@@ -68,11 +77,12 @@ def _write_split(
     tokenizer: Tokenizer,
     rng: np.random.Generator,
     layout: str,
+    shortest: int,
 ) -> Split:
     infos = []
     for number, part in enumerate(np.array_split(np.arange(records), shards)):
         file = f"{name}-{number:05d}-of-{shards:05d}.tfrecord"
-        batch = _records(len(part), tokenizer, rng)
+        batch = _records(len(part), tokenizer, rng, shortest)
         if layout == "three":
             batch["relation"] = batch["next_sentence_labels"] * rng.integers(1, 3, len(part), dtype=np.int32)
         written = write_shard(directory / file, [batch], RecordSpec(LENGTH, PREDICTIONS))
@@ -81,11 +91,11 @@ def _write_split(
     return Split(tuple(infos), records, sum(i.tokens for i in infos), sum(i.padding for i in infos), {})
 
 
-def _records(n: int, tokenizer: Tokenizer, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _records(n: int, tokenizer: Tokenizer, rng: np.random.Generator, shortest: int) -> dict[str, np.ndarray]:
     special, words = tokenizer.special, len(WORDS)
     ids = np.full((n, LENGTH), special.pad, np.int32)
     segments = np.zeros((n, LENGTH), np.int32)
-    lengths = rng.integers(LENGTH - 4, LENGTH + 1, n)
+    lengths = rng.integers(shortest, LENGTH + 1, n)
     random_next = rng.integers(0, 2, n)
     for row, length in enumerate(lengths):
         middle = length // 2

@@ -7,31 +7,126 @@ import numpy as np
 HostBatch = dict[str, np.ndarray]
 
 
-def padded(records: dict[str, np.ndarray], relations: int = 2) -> HostBatch:
+class Overfull(ValueError):
+    """Record `record` of those given has more than its row holds."""
+
+    def __init__(self, record: int, what: str) -> None:
+        self.record, self.what = record, what
+        super().__init__(f"record {record}: {what}")
+
+
+def padded(
+    records: dict[str, np.ndarray],
+    relations: int = 2,
+    length: int | None = None,
+    predictions: int | None = None,
+) -> HostBatch:
     """One record a row, padded to the shards' length.
 
     Args:
         records: as `text.records` reads them, n records of T tokens and P predictions.
         relations: labels of the segments' relation. Of more than two they come from the feature `relation`; of
             none (rows of one segment) all `nsp_weights` are 0.
+        length, predictions: T and P of the rows, if less than the records'.
 
     Returns:
         `input_ids segment_ids position_ids sequence_ids` int32[n, T]; `mlm_positions mlm_labels` int32[n, P],
         `mlm_weights` float32[n, P]; `cls_positions nsp_labels` int32[n, 1], `nsp_weights` float32[n, 1].
+
+    Raises:
+        Overfull: a record has tokens or predictions beyond these.
     """
-    n, length = records["input_ids"].shape
+    t, p = slice(length), slice(predictions)
+    for name, kept, what in (("input_mask", length, "tokens"), ("masked_lm_weights", predictions, "predictions")):
+        if kept is not None and records[name][:, kept:].any():
+            row = int(np.flatnonzero(records[name][:, kept:].any(1))[0])
+            raise Overfull(row, f"more than the {kept} {what} that its row has")
+    ids = records["input_ids"][:, t]
+    n, width = ids.shape
     return {
-        "input_ids": records["input_ids"],
-        "segment_ids": records["segment_ids"],
-        "position_ids": np.broadcast_to(np.arange(length, dtype=np.int32), (n, length)),
-        "sequence_ids": records["input_mask"],
-        "mlm_positions": records["masked_lm_positions"],
-        "mlm_labels": records["masked_lm_ids"],
-        "mlm_weights": records["masked_lm_weights"],
+        "input_ids": ids,
+        "segment_ids": records["segment_ids"][:, t],
+        "position_ids": np.broadcast_to(np.arange(width, dtype=np.int32), (n, width)),
+        "sequence_ids": records["input_mask"][:, t],
+        "mlm_positions": records["masked_lm_positions"][:, p],
+        "mlm_labels": records["masked_lm_ids"][:, p],
+        "mlm_weights": records["masked_lm_weights"][:, p],
         "cls_positions": np.zeros((n, 1), np.int32),
-        "nsp_labels": records["relation" if relations > 2 else "next_sentence_labels"].reshape(n, 1),
+        "nsp_labels": _labels(records, relations).reshape(n, 1),
         "nsp_weights": np.full((n, 1), float(relations > 0), np.float32),
     }
+
+
+def packed(records: dict[str, np.ndarray], sequences: np.ndarray, predictions: int, relations: int = 2) -> HostBatch:
+    """Several records a row, one after the other, and padding after the last.
+
+    Positions restart with each record; predictions follow each other in the order of the records.
+
+    Args:
+        records: as in `padded`, in the order of the rows and of their places in them.
+        sequences: bool[n, S], which places of each row have a record; a row's first ones, and the first in each.
+        predictions: P of the rows.
+        relations: as in `padded`.
+
+    Returns:
+        As `padded`, with S sequences a row; `sequence_ids` count from 1 in each row.
+
+    Raises:
+        Overfull: a row's records have more tokens or predictions than it holds.
+    """
+    length, (b, s) = records["input_ids"].shape[1], sequences.shape
+    row, place = np.nonzero(sequences)
+    first, later = np.flatnonzero(place == 0), np.flatnonzero(place)
+    tokens = records["input_mask"].sum(1, dtype=np.int64)
+    # up to the last used slot: one of weight 0 between others keeps its place
+    slots = (np.arange(1, records["masked_lm_weights"].shape[1] + 1) * (records["masked_lm_weights"] > 0)).max(1)
+    offset, slot = _before(tokens, first), _before(slots, first)
+    for ends, most, what in ((offset + tokens, length, "tokens"), (slot + slots, predictions, "predictions")):
+        if (ends > most).any():
+            raise Overfull(int(np.flatnonzero(ends > most)[0]), f"its row has more than the {most} {what} it holds")
+
+    # most rows have one record: it is copied whole, only the others' tokens are moved one by one
+    inside = np.arange(length) < tokens[later, None]
+    target = ((row * length + offset)[later, None] + np.arange(length))[inside]
+    batch = {}
+    for name, values, following in (
+        ("input_ids", records["input_ids"][first], records["input_ids"][later]),
+        ("segment_ids", records["segment_ids"][first], records["segment_ids"][later]),
+        ("position_ids", np.tile(np.arange(length, dtype=np.int32), (b, 1)), np.arange(length)),
+        ("sequence_ids", records["input_mask"][first], place[later, None] + 1),
+    ):
+        values.reshape(-1)[target] = np.broadcast_to(following, inside.shape)[inside]
+        batch[name] = values
+    width = min(predictions, records["masked_lm_ids"].shape[1])
+    used = np.arange(records["masked_lm_ids"].shape[1]) < slots[later, None]
+    target = ((row * predictions + slot)[later, None] + np.arange(used.shape[1]))[used]
+    for name, values, shift in (
+        ("mlm_positions", records["masked_lm_positions"], offset),
+        ("mlm_labels", records["masked_lm_ids"], 0 * offset),
+        ("mlm_weights", records["masked_lm_weights"], 0 * offset),
+    ):
+        out = np.zeros((b, predictions), values.dtype)
+        out[:, :width] = values[first, :width]
+        out.reshape(-1)[target] = (values[later] + shift[later, None])[used]
+        batch[name] = out
+    for name, values, dtype in (
+        ("cls_positions", offset, np.int32),
+        ("nsp_labels", _labels(records, relations), np.int32),
+        ("nsp_weights", float(relations > 0), np.float32),
+    ):
+        batch[name] = np.zeros((b, s), dtype)
+        batch[name][sequences] = values
+    return batch
+
+
+def _labels(records: dict[str, np.ndarray], relations: int) -> np.ndarray:
+    return records["relation" if relations > 2 else "next_sentence_labels"]
+
+
+def _before(sizes: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """The sum of what stands before each record in its row: int64[n]; `first` are the rows' first records."""
+    before = np.cumsum(sizes) - sizes
+    return before - np.repeat(before[first], np.diff(first, append=len(sizes)))
 
 
 def fill_rows(batch: HostBatch, rows: int) -> HostBatch:
@@ -40,3 +135,17 @@ def fill_rows(batch: HostBatch, rows: int) -> HostBatch:
     if not missing:
         return batch
     return {name: np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)]) for name, x in batch.items()}
+
+
+def mix_rows(one: HostBatch, other: HostBatch, chosen: np.ndarray) -> HostBatch:
+    """The rows of two batches as one: where `chosen`, bool[n], is true, the next one of `other`.
+
+    Rows of fewer predictions or sequences get more that weigh nothing.
+    """
+    batch = {}
+    for name, rows in one.items():
+        width = max(rows.shape[1], other[name].shape[1])
+        batch[name] = np.zeros((len(chosen), width), rows.dtype)
+        for places, values in ((~chosen, rows), (chosen, other[name])):
+            batch[name][places, : values.shape[1]] = values
+    return batch

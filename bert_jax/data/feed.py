@@ -20,10 +20,13 @@ def to_devices(rows: HostBatch, sharding: NamedSharding) -> dict[str, jax.Array]
     return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in rows.items()}
 
 
-def ahead(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> Iterator[T]:
+def ahead(
+    make: Callable[[int], T], start: int, stop: int, depth: int = 2, idle: Callable[[], None] = lambda: None
+) -> Iterator[T]:
     """make(start), …, make(stop − 1), computed by one thread up to `depth` items before they are asked for.
 
-    An error in the thread is raised here, in its turn. Closing the iterator ends the thread.
+    An error in the thread is raised here, in its turn. Closing the iterator ends the thread. Where an item is not
+    there when it is asked for, `idle` is called first: what there is to do meanwhile.
     """
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
     closed = threading.Event()
@@ -50,6 +53,8 @@ def ahead(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> It
     thread.start()
     try:
         for _ in range(start, stop):
+            if ready.empty():
+                idle()
             value, error = ready.get()
             if error is not None:
                 raise error

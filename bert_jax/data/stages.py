@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bert_jax.config import BertConfig, Recipe, Stage
-from bert_jax.data.loader import Dataset, open_dataset
+from bert_jax.data.loader import Batches, Dataset, check_alike, open_batches, open_dataset
 from bert_jax.errors import UserError
 from bert_jax.text.tokenizer import Tokenizer
 
@@ -19,27 +19,46 @@ class OpenStage:
     settings: Stage
     first_step: int
     path: Path
+    replayed: Path | None
     train: Dataset
-    heldout: Dataset
+    batches: Batches
+    heldout: dict[str, Dataset]  # by name; "", the stage's own, is the last
 
     @property
     def last_step(self) -> int:
         """So many steps are done at its end."""
         return self.first_step + self.settings.steps
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Those that rows have, held-out ones too."""
+        buckets = self.batches.buckets
+        return buckets.lengths if buckets else (self.train.manifest.length,)
 
-def open_stage(recipe: Recipe, number: int) -> OpenStage:
-    settings = recipe.stage[number]
-    path = Path(recipe.data.path) / settings.data
-    first_step = sum(stage.steps for stage in recipe.stage[:number])
-    train, heldout = open_dataset(path, "train"), open_dataset(path, "heldout")
-    if settings.length and settings.length != train.manifest.length:
-        raise UserError(
-            f"the recipe wants records of {settings.length} tokens, these have {train.manifest.length}",
-            f"{path} (stage.{number}.length)",
-            f"make shards with --length {settings.length}, or name the folder that has them in stage.{number}.data",
-        )
-    return OpenStage(number, settings, first_step, path, train, heldout)
+
+def open_stages(recipe: Recipe) -> list[OpenStage]:
+    """The stages in order, with as many steps as each takes."""
+    stages: list[OpenStage] = []
+    for number, settings in enumerate(recipe.stage):
+        path = Path(recipe.data.path) / settings.data
+        train, heldout = open_dataset(path, "train"), {"": open_dataset(path, "heldout")}
+        if settings.length and settings.length != train.manifest.length:
+            raise UserError(
+                f"the recipe wants records of {settings.length} tokens, these have {train.manifest.length}",
+                f"{path} (stage.{number}.length)",
+                f"make shards with --length {settings.length}, or name the folder that has them in stage.{number}.data",
+            )
+        replayed = Path(recipe.data.path) / settings.replay_data if settings.replay_data else None
+        old = open_dataset(replayed, "train") if replayed else None
+        if replayed and old:
+            check_alike(train.manifest, old.manifest, f"{replayed} (stage.{number}.replay_data)")
+            heldout = {"general": open_dataset(replayed, "heldout"), **heldout}
+        batches = open_batches(recipe.data, settings, number, recipe.train.seed, train, old)
+        if settings.tokens:
+            settings = replace(settings, steps=batches.steps_for(settings.tokens))
+        first_step = sum(stage.settings.steps for stage in stages)
+        stages.append(OpenStage(number, settings, first_step, path, replayed, train, batches, heldout))
+    return stages
 
 
 def check_stages(recipe: Recipe, stages: list[OpenStage]) -> BertConfig:

@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax import Array, lax
 
 from bert_jax.config import BertConfig, Execution
-from bert_jax.model.attention import attention_bias, choose
+from bert_jax.model import attention
 from bert_jax.model.heads import MaskedLM, next_sentence, pooler
 from bert_jax.model.layers import Embeddings, Layer
 
@@ -49,9 +49,9 @@ def _boxed_init(config: BertConfig, key: Array) -> Params:
     ids = jnp.zeros((1, 1), jnp.int32)
     x = jnp.zeros((1, 1, config.width), dtype)
     word = jnp.zeros((config.vocab_size, config.width), dtype)
-    layer = Layer(config, dtype, choose())
-    bias = attention_bias(ids)
-    stack = jax.vmap(lambda k: layer.init(k, x, bias, None))(jax.random.split(keys[1], config.layers))
+    layer = Layer(config, dtype, attention.attend_xla)
+    mask = attention.attention_bias(ids)
+    stack = jax.vmap(lambda k: layer.init(k, x, mask, None))(jax.random.split(keys[1], config.layers))
     trees = {
         "embeddings": Embeddings(config, dtype).init(keys[0], ids, ids, ids, None),
         "layers": nn.meta.add_axis(stack, 0, {nn.PARTITION_NAME: "layers"}),
@@ -108,12 +108,13 @@ def encode(
         embedding_key,
     )
     x = nn.with_logical_constraint(x, ("batch", None, None))
-    bias = attention_bias(batch["sequence_ids"])
-    module = Layer(config, dtype, choose())
+    path = attention.path(execution)
+    mask = path.prepare(batch["sequence_ids"])
+    module = Layer(config, dtype, path.attend)
 
     def layer(x: Array, weights: Params, number: Array | int) -> Array:
         layer_key = None if layers_key is None else jax.random.fold_in(layers_key, number)
-        return module.apply({"params": weights}, x, bias, layer_key)
+        return module.apply({"params": weights}, x, mask, layer_key)
 
     if execution.remat:
         layer = jax.checkpoint(layer, prevent_cse=not execution.scan)

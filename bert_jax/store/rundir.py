@@ -1,7 +1,7 @@
 """The run directory: what a run is, written so that the same command continues it.
 
 `recipe.toml`, `provenance.json`, `model.json`, `tokenizer/`, `manifest.json` (copies), `checkpoints/`,
-`metrics.jsonl` (a line a step), `report.json`. Standard library only.
+`metrics.jsonl` (a line a step), `timings.jsonl` (a line a progress report), `report.json`. Standard library only.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ FREE = {
     "notice",
     "seconds",
     "tensorboard",
+    "profile_step",
+    "profile_steps",
     "evaluate_every",
     "skip_limit",
     "step_timeout",
@@ -175,20 +178,53 @@ def mark_compiled(run: Path) -> None:
 
 def read_metrics(run: str | Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
     """The lines of `metrics.jsonl` in order: kind "train" (one a step) or "heldout". A torn last line is left out."""
-    path = Path(run) / "metrics.jsonl"
+    return (row for row in read_lines(Path(run) / "metrics.jsonl") if kind is None or row["kind"] == kind)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a `.jsonl` file in order, none if there is no file. A torn last line is left out."""
     if not path.exists():
         return
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             if line.endswith("\n"):
-                row = json.loads(line)
-                if kind is None or row["kind"] == kind:
-                    yield row
+                yield json.loads(line)
+
+
+class Lines:
+    """Lines for the end of a `.jsonl` file: each is kept until it stands there whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waiting: list[str] = []
+        if path.exists() and (whole := path.read_bytes().rfind(b"\n") + 1) < path.stat().st_size:
+            os.truncate(path, whole)  # torn by a kill: the next line must not be glued to it
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._waiting.append(json.dumps(row) + "\n")
+
+    def write(self) -> None:
+        """Every line added so far stands in the file when this returns.
+
+        Raises:
+            OSError: it cannot be written. Nothing is lost: the file is as before, and the next call tries again.
+        """
+        if not self._waiting:
+            return
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("ab") as file:
+                file.write("".join(self._waiting).encode())
+        except OSError:
+            with suppress(OSError):
+                os.truncate(self.path, size)  # what had found room is written again with the rest
+            raise
+        self._waiting.clear()
 
 
 def measured(run: Path, step: int) -> bool:
     """Whether there is a held-out line of this step: one that was due and is not there is owed."""
-    return any(row["step"] == step for row in read_metrics(run, "heldout"))
+    return any(row["step"] == step and "set" not in row for row in read_metrics(run, "heldout"))
 
 
 def finished(run: Path, steps: int) -> bool:

@@ -56,7 +56,7 @@ class Bundles:
         self._folder, self._left = run / "debug", _BUNDLES
 
     def note(
-        self, row: dict[str, Any], records: list[int], rows: dict[str, np.ndarray], settings: dict[str, Any]
+        self, row: dict[str, Any], records: np.ndarray, rows: dict[str, np.ndarray], settings: dict[str, Any]
     ) -> str | None:
         """Take a step's line of metrics, its batch and what else is worth knowing; the line to say, if any."""
         if row["skipped"] != 1 or not self._left:
@@ -64,7 +64,7 @@ class Bundles:
         self._left -= 1
         step, path = row["step"], self._folder / f"{row['step']}.json"
         self._folder.mkdir(exist_ok=True)
-        write_json(path, {**row, **settings, "records": records})
+        write_json(path, {**row, **settings, "records": records.tolist()})
         with path.with_suffix(".npz").open("wb") as file:
             np.savez_compressed(file, **rows)
         return (

@@ -29,12 +29,13 @@ class BadRecord(ValueError):
         super().__init__(f"record {row} at {offset}: {what}")
 
 
-def decode(examples: Sequence[bytes], spec: RecordSpec) -> Records:
+def decode(examples: Sequence[bytes], spec: RecordSpec, shared: bool = False) -> Records:
     """The features of a block of Examples. About a thousand at once are fast.
 
     Args:
         examples: n Examples.
         spec: T and P; another number of values is refused.
+        shared: leave out those of our own features that any record lacks, instead of filling them with 0 or -1.
 
     Returns:
         Records: the seven features, and those of ours that any record has; new arrays in each call.
@@ -61,7 +62,7 @@ def decode(examples: Sequence[bytes], spec: RecordSpec) -> Records:
             if name not in OURS:
                 row = int(np.flatnonzero(~present)[0])
                 raise BadRecord(row, 0, f"there is no feature {name}")
-            if not present.any():
+            if shared or not present.any():
                 continue
         width = _width(name, spec)
         out = np.empty((n, width), _DTYPES[name])

@@ -379,13 +379,14 @@ class Shard:
         return _damage(self.path, record, int(self._index.offsets[record]) + _FRAME + error.offset, error.what)
 
 
-def read_together(shards: Sequence[Shard], places: np.ndarray, numbers: np.ndarray) -> Records:
+def read_together(shards: Sequence[Shard], places: np.ndarray, numbers: np.ndarray, shared: bool = False) -> Records:
     """Records of several shards, decoded as one block: a few of each are as fast as many of one.
 
     Args:
         shards: all of the same T and P.
         places: int[n], which of the shards.
         numbers: int[n], which of its records; may repeat.
+        shared: of our own features only those that all of them have.
 
     Returns:
         Records as in features.py, in this order, in new arrays; those of our own features that any of them has.
@@ -402,6 +403,6 @@ def read_together(shards: Sequence[Shard], places: np.ndarray, numbers: np.ndarr
             examples[row] = piece
     spec = shards[places[0] if len(places) else 0].spec
     try:
-        return example.decode(examples, spec)
+        return example.decode(examples, spec, shared)
     except example.BadRecord as error:
         raise shards[places[error.row]].damage(int(numbers[error.row]), error) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import optax
 from jax import Array
 
 from bert_jax.train.loss import Batch, LossFn, Metrics, Totals
+from bert_jax.train.optimizer import group_norms
 
 
 class TrainState(NamedTuple):
@@ -30,16 +31,17 @@ def init_state(params: Any, tx: optax.GradientTransformation) -> TrainState:
 def make_train_step(
     loss_fn: LossFn,
     weigh: Callable[[Batch], Totals],
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     schedule: Callable[[Array], Array],
     seed: int,
     accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """(state, batch) → (next state, {metric: (sum, weight)}).
+    """(state, batch) → (next state, {metric: (sum, weight)}). Names that end in / hold float32[G], one a layer group.
 
     Weights are totalled over the whole batch first, each of the `accumulate` pieces divides by those totals, and
     gradients add: the result is that of the undivided batch. Dropout keys come from the seed and the step's number.
-    A step whose loss or gradient is not finite leaves parameters and moments as they were.
+    A step whose loss or gradient is not finite leaves parameters and moments as they were: `tx` is told, so that it
+    costs no pass over memory; its `update` takes rate, norm and finite as that of `make_optimizer`.
     """
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -62,21 +64,37 @@ def make_train_step(
 
             ((loss, metrics), grads), _ = jax.lax.scan(add, zero, (jnp.arange(accumulate), parts))
 
-        norm = optax.tree.norm(grads)
+        norms = group_norms(grads)
+        norm = jnp.sqrt(jnp.sum(jnp.square(norms)))
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         rate = schedule(state.step)
-        directions, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda w, u: w - rate * u, state.params, directions)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
-        )
-        one = jnp.ones((), jnp.float32)
-        metrics |= {"loss": (loss, one), "gradient_norm": (norm, one), "learning_rate": (rate, one)}
+        given = {"rate": rate, "norm": norm, "finite": finite}
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, **given)
+        params = optax.apply_updates(state.params, updates)
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        metrics["skipped"] = (skipped.astype(jnp.float32), one)
+        figures = {"loss": loss, "gradient_norm": norm, "learning_rate": rate, "skipped": skipped.astype(jnp.float32)}
+        by_layer = {"gradient_norm": norms, **optax.tree.get(opt_state, "figures", {})}
+        figures |= {f"{name}/": value for name, value in by_layer.items()}
+        metrics |= {name: (value, jnp.ones((), jnp.float32)) for name, value in figures.items()}
         return TrainState(state.step + 1, skipped, params, opt_state), metrics
 
     return step
+
+
+def means(metrics: Metrics, groups: Sequence[str]) -> dict[str, float]:
+    """One number a metric: sums divided by weights, those by layer group as `name/group`. What weighs nothing is 0.
+
+    Args:
+        metrics: of a step, on the host or not.
+        groups: from `layer_groups`.
+    """
+    figures: dict[str, float] = {}
+    for name, (total, weight) in jax.device_get(metrics).items():
+        if name.endswith("/"):  # six digits: there are many of them, a line a step
+            figures |= {f"{name}{group}": float(f"{x:.6g}") for group, x in zip(groups, total, strict=True)}
+        else:
+            figures[name] = float(total) / max(float(weight), 1.0)
+    return figures
 
 
 def make_eval_step(loss_fn: LossFn, weigh: Callable[[Batch], Totals]) -> Callable[[Any, Batch], Metrics]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bert_jax.config import DataSettings, Stage
 from bert_jax.data.feed import ahead
-from bert_jax.data.loader import heldout_batches, open_dataset, train_batch
-from bert_jax.data.order import Order
+from bert_jax.data.loader import Batches, Dataset, heldout_batches, open_batches, open_dataset
 from bert_jax.errors import UserError
 from bert_jax.text.features import restore
 from tests.world import LENGTH, write_data
@@ -22,13 +22,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("data") / "data")
 
 
+def batches_of(dataset: Dataset, batch: int, masking: str, seed: int = 0) -> Batches:
+    return open_batches(DataSettings(masking=masking), Stage(batch=batch), 0, seed, dataset)
+
+
 @pytest.mark.parametrize("masking", ["static", "dynamic"])
 def test_hosts_read_slices_of_one_batch(data: Path, masking: str) -> None:
     dataset = open_dataset(data, "train")
-    order = Order(dataset.records, 16, seed=5, stage=0)
+    batches = batches_of(dataset, 16, masking, seed=5)
     for t in (0, 5, 6):  # 96 records: batch 5 ends the first epoch, batch 6 begins the next
-        whole = train_batch(dataset, order, t, slice(0, 16), masking)
-        parts = [train_batch(dataset, order, t, slice(i, i + 4), masking) for i in (0, 4, 8, 12)]
+        whole = batches.load(t)
+        parts = [batches.load(t, lambda _, i=i: slice(i, i + 4)) for i in (0, 4, 8, 12)]
         for name, rows in whole.rows.items():
             assert np.array_equal(rows, np.concatenate([part.rows[name] for part in parts])), name
         assert {(part.digest, part.tokens) for part in parts} == {(whole.digest, whole.tokens)}
@@ -37,12 +41,12 @@ def test_hosts_read_slices_of_one_batch(data: Path, masking: str) -> None:
 
 def test_dynamic_masks_move_between_epochs_and_static_ones_do_not(data: Path) -> None:
     dataset = open_dataset(data, "train")
-    order = Order(dataset.records, dataset.records, seed=0, stage=0)
 
     def sorted_rows(t: int, masking: str) -> dict[str, np.ndarray]:
-        numbers, _ = order.batch_records(t)
-        batch = train_batch(dataset, order, t, slice(0, dataset.records), masking)
-        return {name: rows[np.argsort(numbers)] for name, rows in batch.rows.items()}
+        batches = batches_of(dataset, dataset.records, masking)
+        numbers = batches.sources[0].order.rows(t * dataset.records, (t + 1) * dataset.records).numbers
+        batch = batches.load(t)
+        return {name: rows[np.argsort(numbers[:, 0])] for name, rows in batch.rows.items()}
 
     static, dynamic = ([sorted_rows(t, masking) for t in (0, 1)] for masking in ("static", "dynamic"))
     assert np.array_equal(static[0]["input_ids"], static[1]["input_ids"])
@@ -77,9 +81,9 @@ def test_heldout_batches_hold_every_record_once(data: Path) -> None:
 def test_the_layout_decides_what_the_segments_are_labelled(tmp_path: Path) -> None:
     three = open_dataset(write_data(tmp_path / "three", layout="three"), "train")
     records = three.read(np.arange(three.records))
-    batch = train_batch(three, Order(three.records, 96, 0, 0), 0, slice(0, 96), "dynamic").rows
-    numbers, _ = Order(three.records, 96, 0, 0).batch_records(0)
-    np.testing.assert_array_equal(batch["nsp_labels"][:, 0], records["relation"][numbers])
+    batches = batches_of(three, 96, "dynamic")
+    batch, numbers = batches.load(0).rows, batches.sources[0].order.rows(0, 96).numbers
+    np.testing.assert_array_equal(batch["nsp_labels"], records["relation"][numbers])
     assert set(batch["nsp_labels"][:, 0].tolist()) == {0, 1, 2} and batch["nsp_weights"].all()
     np.testing.assert_array_equal(records["next_sentence_labels"], records["relation"] > 0)
 

@@ -14,7 +14,7 @@ import pytest
 
 from bert_jax.config import PRESETS, BertConfig, Execution, preset
 from bert_jax.model import bert
-from bert_jax.model.attention import attention_bias, choose
+from bert_jax.model.attention import attend_xla, attention_bias
 from bert_jax.model.dropout import dropout
 from bert_jax.model.layers import Layer
 from tests.conftest import random_batch
@@ -99,7 +99,7 @@ def test_dropout_masks_of_layers_differ(small_world: BertConfig, loud_params: di
     assert unrolled is not None
     np.testing.assert_allclose(unrolled, scanned, atol=1e-5)
 
-    layer = Layer(small_world, jnp.float32, choose())
+    layer = Layer(small_world, jnp.float32, attend_xla)
     second = jax.tree.map(lambda x: x[1], loud_params["layers"])
     bias, keys = attention_bias(batch["sequence_ids"]), jax.random.split(key)[1]
     by_key = [layer.apply({"params": second}, unrolled[1], bias, jax.random.fold_in(keys, n)) for n in (0, 1)]
