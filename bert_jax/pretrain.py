@@ -124,6 +124,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
 
     # a restart compiles nothing, and on a GPU runs the very kernels that were tuned before: same bits
     if not jax.config.jax_compilation_cache_dir:
+        processes.on_first_process(partial(rundir.clear_torn, run_dir))
         jax.config.update("jax_compilation_cache_dir", str(run_dir.absolute() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -203,6 +204,8 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
             # nobody begins what another one will not join
             if any(processes.gather(f"compiled/{len(compiled)}", stopped, 3600).values()):
                 raise Stopped
+        if first:
+            rundir.mark_compiled(run_dir)
         report.pause()  # rates leave the compilation out
 
     def save(state: TrainState) -> None:

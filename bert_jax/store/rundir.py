@@ -45,6 +45,8 @@ FREE = {
     "silence",
 }
 
+_MARK = ".whole"  # in the compilation cache: all that is older was written to its end
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
 
 
@@ -94,14 +96,17 @@ def open_run(run: Path, recipe: Recipe, config: BertConfig, sources: list[Path],
         if read_json(run / "provenance.json")["manifests"] != provenance["manifests"]:
             raise UserError("this run began on other shards", str(run), "give those, or another run directory")
         return
-    if run.exists() and any(run.iterdir()):
+    opening = run / ".opening"  # a kill may leave a run half opened: this says whose files these are
+    if run.exists() and any(run.iterdir()) and not opening.exists():
         raise UserError("this directory is not empty and holds no run", str(run), "choose another")
     run.mkdir(parents=True, exist_ok=True)
+    opening.touch()
     shutil.copytree(sources[0] / "tokenizer", run / "tokenizer", dirs_exist_ok=True)
     shutil.copyfile(sources[0] / "manifest.json", run / "manifest.json")
     write_json(run / "model.json", dataclasses.asdict(config))
     write_json(run / "provenance.json", provenance)
     write_text(recipe_path, to_toml(recipe))  # last: a directory with a recipe is a run
+    opening.unlink()
 
 
 def _same_recipe(path: Path, recipe: Recipe) -> None:
@@ -141,6 +146,31 @@ def describe(recipe_digest: str, manifests: list[str], mesh: dict[str, int]) -> 
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "mesh": mesh,
     }
+
+
+# ------------------------------------------------------------------------------------------- compiled functions
+
+
+def clear_torn(run: Path) -> None:
+    """Clear the run's compilation cache of what a kill may have torn.
+
+    JAX writes an entry in place: half of one is neither read nor ever written again. So whatever is younger than the
+    last `mark_compiled` goes.
+    """
+    folder = run.absolute() / "compiled"
+    mark = folder / _MARK
+    if folder.is_dir():
+        whole = mark.stat().st_mtime_ns if mark.exists() else 0
+        for path in folder.iterdir():
+            if path.stat().st_mtime_ns > whole:
+                path.unlink()
+
+
+def mark_compiled(run: Path) -> None:
+    """What was compiled up to now is on disk."""
+    folder = run / "compiled"
+    if folder.is_dir():
+        (folder / _MARK).touch()
 
 
 # ------------------------------------------------------------------------------------------------- metrics
