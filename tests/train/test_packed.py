@@ -135,7 +135,6 @@ def test_accumulation_over_uneven_pieces_equals_the_whole_packed_batch(
     batch["mlm_weights"][::3, 1:] = 0
     weights = batch["mlm_weights"].sum(1).reshape(-1, 3).sum(0)
     assert weights.max() > 1.5 * weights.min()
-    assert len(set(batch["nsp_weights"].sum(1).reshape(-1, 3).sum(0))) > 1
 
     def step(accumulate: int) -> tuple:
         # no optimizer: parameters move by the gradient itself
