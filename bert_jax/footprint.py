@@ -24,8 +24,8 @@ from bert_jax.errors import UserError
 from bert_jax.model import bert
 from bert_jax.train import sharding
 from bert_jax.train.loss import Batch, make_pretraining_loss, weigh
-from bert_jax.train.optimizer import make_optimizer
-from bert_jax.train.step import TrainState, init_state
+from bert_jax.train.optimizer import make_optimizer, make_schedule
+from bert_jax.train.step import TrainState, init_state, make_train_step
 
 
 @dataclass(frozen=True)

@@ -136,11 +136,9 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     shapes = jax.eval_shape(make_state)
     places = sharding.state_shardings(mesh, bert.axes(config), shapes, recipe.train.shard_optimizer)
     abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
-    checkpoints = Checkpoints(
-        run_dir, recipe.checkpoint.keep, recipe.checkpoint.failures, lambda line: report.say(line)
-    )
+    said: list[str] = []  # what restoring has to tell, until there is a report
+    checkpoints = Checkpoints(run_dir, recipe.checkpoint.keep, recipe.checkpoint.failures, said.append)
     checkpoints.rehearse(shapes)
-    report = Reporter(run_dir, recipe.steps, recipe.report.seconds, recipe.report.tensorboard, first)
     state = restore_newest(checkpoints, abstract)
     if state is None:
         with sharding.on(mesh):
@@ -176,8 +174,9 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         f" {counted(stages[0].train.records, 'record')} of {stages[0].train.manifest.length} tokens;"
         + (f" continuing after step {done:,}" if done else f" {counted(recipe.steps, 'step')}")
     )
-    for note in notes:
-        report.say(note)
+    checkpoints.say = report.say
+    for line in (*said, *notes):
+        report.say(line)
     if recipe.train.deterministic:
         report.say(flags.price(platform))
 

@@ -58,7 +58,7 @@ class Checkpoints:
     ) -> None:
         self.path = (run / "checkpoints").absolute()
         self._read_only = read_only
-        self._keep, self._limit, self._say = keep, failures, say
+        self._keep, self._limit, self.say = keep, failures, say
         self._failures = 0
         self._begun: int | None = None
         _quiet_closed_loops()
@@ -172,7 +172,7 @@ class Checkpoints:
         if self._failures >= self._limit:
             raise self._unwritable(error) from error
         self._manager = self._open()  # a manager that failed counts what it has not written
-        self._say(
+        self.say(
             f"step {step:,} could not be saved ({_first_line(error)}): training goes on, and ends after"
             f" {counted(self._limit, 'failure')} in a row"
         )
@@ -195,7 +195,7 @@ class Checkpoints:
         """Move a damaged checkpoint out of the way, and say so; then all processes `reload`."""
         place = self.path / str(step)
         place.rename(place.with_name(f"{step}.damaged"))
-        self._say(f"{place}: this checkpoint cannot be read ({reason}); moved to {step}.damaged")
+        self.say(f"{place}: this checkpoint cannot be read ({reason}); moved to {step}.damaged")
 
     def reload(self) -> None:
         """Look anew at what is on disk."""
