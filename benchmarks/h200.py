@@ -2,7 +2,7 @@
 
     python -m benchmarks.h200 --out OUT --cache CACHE      # ten minutes on one H100 or H200
     python -m benchmarks.h200 --tiny                       # every line of it, on a CPU, in about two
-    python -m benchmarks.h200 --only steps:base@128        # one part; a prefix names several
+    python -m benchmarks.h200 --only versions,steps:base   # some parts, by what their names begin with
 
 Each part runs in a process of its own (one after the other, since a crashed kernel takes its process along) and every
 measurement inside a part is guarded: a failure is a line with "error", and the rest goes on. Parts that do not fit
@@ -147,12 +147,10 @@ def ceilings(setting: Setting) -> Iterator[Line]:
     del x
     side, tokens = setting.size(8192, 128), setting.size(65536, 128)
     predictions = setting.size(10240, 32)
+    pairs = ((768, 768), (768, 2304), (768, 3072), (3072, 768), (1024, 4096), (4096, 1024))
     shapes = [("square", side, side, side)]
-    shapes += [
-        ("layer", tokens, *pair)
-        for pair in ((768, 768), (768, 2304), (768, 3072), (3072, 768), (1024, 4096), (4096, 1024))
-    ]
-    shapes += [("head", predictions, 768, VOCABULARY), ("head", predictions, 768, 30592)]
+    shapes += [("layer", tokens, *pair) for pair in pairs[: setting.size(len(pairs), 1)]]
+    shapes += [("head", predictions, 768, wide) for wide in (VOCABULARY, 30592)[: setting.size(2, 1)]]
     product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.bfloat16))
     for name, m, k, n in shapes:
         for way, left, right in (("forward", (m, k), (k, n)), ("dX", (m, n), (n, k)), ("dW", (k, m), (m, n))):
@@ -338,6 +336,7 @@ def head(setting: Setting) -> Iterator[Line]:
     """Gather, transform, vocabulary and loss, forward and backward; and one update of all parameters."""
     import jax
     import jax.numpy as jnp
+    import optax
 
     from bert_jax import cost
     from bert_jax.config import TrainSettings, preset
@@ -379,8 +378,10 @@ def head(setting: Setting) -> Iterator[Line]:
             state, grads = jax.jit(tx.init)(params), jax.tree.map(jnp.ones_like, params)
 
             def update(params: Any, state: Any, grads: Any) -> Any:
-                direction, state = tx.update(grads, state, params)
-                return jax.tree.map(lambda w, u: w - 1e-4 * u, params, direction), state
+                norm = optax.tree.norm(grads)
+                told = {"rate": jnp.float32(1e-4), "norm": norm, "finite": jnp.isfinite(norm)}
+                updates, state = tx.update(grads, state, params, **told)
+                return optax.apply_updates(params, updates), state
 
             compiled = jax.jit(update, donate_argnums=(0, 1)).lower(params, state, grads).compile()
             times = []
@@ -428,10 +429,11 @@ def make_trainer(case: Case, execution: Any = None, attention_path: str = "auto"
 
     from bert_jax import cost
     from bert_jax.config import Execution, Stage, TrainSettings
-    from bert_jax.model import attention, bert
+    from bert_jax.model import attention
     from bert_jax.train.loss import make_pretraining_loss, weigh
     from bert_jax.train.optimizer import make_optimizer, make_schedule
-    from bert_jax.train.step import init_state, make_train_step
+    from bert_jax.train.state import fresh_state
+    from bert_jax.train.step import make_train_step
 
     config = case.config(**overrides)
     asked = execution or Execution(dtype="bfloat16")
@@ -440,7 +442,7 @@ def make_trainer(case: Case, execution: Any = None, attention_path: str = "auto"
     tx = make_optimizer(TrainSettings(optimizer=optimizer))
     schedule = make_schedule([Stage(steps=10_000, warmup=100, learning_rate=1e-4)])
     step = make_train_step(make_pretraining_loss(config, chosen), weigh, tx, schedule, seed=0)
-    state = jax.jit(lambda: init_state(bert.init(config, jax.random.key(0)), tx))()
+    state = jax.jit(partial(fresh_state, config, 0, tx))()
     arrays, work = make_batch(case)
     batch = jax.device_put(arrays)
     start = time.perf_counter()
@@ -669,7 +671,8 @@ def run_all(args: argparse.Namespace, setting: Setting) -> Iterator[Line]:
         environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
         yield from run_apart(command, about, environment, left)
 
-    wanted = [name for name in parts(setting) if name.startswith(args.only)]
+    prefixes = tuple(args.only.split(","))
+    wanted = [name for name in parts(setting) if name.startswith(prefixes)]
     for name in wanted:
         if args.one_process:
             lines = run_part(name, setting)
@@ -677,7 +680,7 @@ def run_all(args: argparse.Namespace, setting: Setting) -> Iterator[Line]:
             lines = apart(name, {"part": name})
         for line in lines:
             yield line | {"total_s": round(time.monotonic() - begin, 1)}
-    if "flags".startswith(args.only):
+    if "flags".startswith(prefixes):
         step = next(name for name in parts(setting) if name.startswith("steps:"))
         for flags in FLAGS[:2] if setting.tiny else FLAGS:
             for line in apart(step, {"part": "flags", "flags": flags}, flags):
@@ -687,7 +690,7 @@ def run_all(args: argparse.Namespace, setting: Setting) -> Iterator[Line]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tiny", action="store_true", help="small sizes and one process: to see that every line works")
-    parser.add_argument("--only", default="", metavar="NAME", help="the parts whose names begin so")
+    parser.add_argument("--only", default="", metavar="NAMES", help="parts whose names begin so, by commas")
     parser.add_argument("--seconds", type=float, default=600, help="parts that would begin later are skipped")
     parser.add_argument("--out", type=Path, help="a folder for results.jsonl and the traces")
     parser.add_argument("--cache", type=Path, help="a folder for compiled programs, used again by the next run")

@@ -45,6 +45,7 @@ LIBRARIES = {
     "tensorboardX": {"store"},
     "matplotlib": {"store", "data_prep"},
     "safetensors": {"convert"},
+    "tokamax": {"model"},
     "tokenizers": {"text", "data_prep"},
     "sentencepiece": {"text", "data_prep"},
     "torch": {"convert"},  # to prove a conversion, where installed
