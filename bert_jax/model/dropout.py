@@ -36,8 +36,8 @@ def random_bytes(key: Array, shape: tuple[int, ...]) -> Array:
     blocks = (*lead, -(-last // 8))
     if math.prod(blocks) >= 2**32:
         raise ValueError(f"{shape} is more than one counter of 32 bits can number")
-    first, second = _threefry(jax.random.bits(key, (2,), jnp.uint32), _places(blocks))
-    words = jnp.stack([first, second], axis=-1)
+    places = _places(blocks)
+    words = jnp.stack(threefry(jax.random.bits(key, (2,), jnp.uint32), places, jnp.zeros_like(places)), axis=-1)
     return lax.bitcast_convert_type(words, jnp.uint8).reshape(*lead, -1)[..., :last]
 
 
@@ -49,11 +49,13 @@ def _places(shape: tuple[int, ...]) -> Array:
     return place
 
 
-def _threefry(key: Array, x: Array) -> tuple[Array, Array]:
-    """uint32[2] and counters of any shape → two words for each. Written out, so that it is one pass over memory."""
+def threefry(key: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    """Two words uint32 for each counter (x, y), under a key uint32[2].
+
+    Written out, it is one pass over memory; jax.random's loops over rounds on a CPU, and keeps one word of two.
+    """
     schedule = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA))
-    y = jnp.full(x.shape, schedule[1])
-    x = x + schedule[0]
+    x, y = x + schedule[0], y + schedule[1]
     for number in range(_ROUNDS):
         x = x + y
         rotation = _ROTATIONS[number % 8]

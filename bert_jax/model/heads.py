@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import Array
 
 from bert_jax.config import BertConfig
-from bert_jax.model.layers import Product, activation, layer_norm, zeros
+from bert_jax.model.layers import Product, activation, layer_norm, multiply, zeros
 
 
 def pooler(config: BertConfig, dtype: Any) -> Product:
@@ -41,5 +41,5 @@ class MaskedLM(nn.Module):
         x = Product(c, self.dtype, kernel, ("norm",), name="transform")(chosen)
         x = layer_norm(c, self.dtype)(activation(c, x))
         bias = self.param("bias", zeros("vocab"), (c.vocab_size,), jnp.float32)
-        logits = jnp.einsum("bpd,vd->bpv", x, word.astype(self.dtype), preferred_element_type=jnp.float32)
-        return logits + bias[None, None]
+        logits = multiply(x.reshape(-1, c.width), word.T, self.dtype, jnp.float32) + bias[None]
+        return logits.reshape(*chosen.shape[:2], -1)

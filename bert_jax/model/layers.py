@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 
 from bert_jax.config import BertConfig
 from bert_jax.model.attention import Attend
 from bert_jax.model.dropout import dropout
+
+# What a layer keeps for the backward pass with `Execution.remat = "names"`: whatever a product made. Norms, GELU,
+# softmax and dropout masks are made again from these, which costs less than to write and read them.
+SAVED = ("qkv", "context", "sum", "pre-activation")
 
 
 def normal(config: BertConfig, *axes: str | None) -> Callable[..., Any]:
@@ -92,6 +98,37 @@ def _normal_cdf(x: Array) -> Array:
     return 0.5 + 0.5 * lax.erf(x * 0.5**0.5)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def multiply(x: Array, kernel: Array, dtype: Any, out: Any) -> Array:
+    """x [R, K] · kernel [K, M] → [R, M] of dtype `out`; operands are taken in `dtype`, forward and backward.
+
+    The gradient of the kernel stays float32, as the product summed it: a cast's own gradient would round it to `dtype`
+    on the way to the parameter. On a CPU all results are float32 before they are rounded, since XLA there has a fast
+    bfloat16 product in that form only (two of float32's rate, where bfloat16 results run at one).
+    """
+    return _dot(x, kernel.astype(dtype), (1, 0), out)
+
+
+def _multiply_forward(x: Array, kernel: Array, dtype: Any, out: Any) -> tuple[Array, tuple[Array, Array]]:
+    return multiply(x, kernel, dtype, out), (x, kernel)
+
+
+def _multiply_backward(dtype: Any, out: Any, kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    del out
+    x, kernel = kept
+    dy = dy.astype(dtype)
+    return _dot(dy, kernel.astype(dtype), (1, 1), x.dtype), _dot(x, dy, (0, 0), kernel.dtype)
+
+
+multiply.defvjp(_multiply_forward, _multiply_backward)
+
+
+def _dot(a: Array, b: Array, over: tuple[int, int], out: Any) -> Array:
+    """Two matrices multiplied over one axis of each."""
+    sums = jnp.float32 if jax.default_backend() == "cpu" else out
+    return lax.dot_general(a, b, (((over[0],), (over[1],)), ((), ())), preferred_element_type=sums).astype(out)
+
+
 class Product(nn.Module):
     """One dense product and its bias: the kernel's first axes meet the last ones of x.
 
@@ -116,7 +153,7 @@ class Product(nn.Module):
         kernel = self.param("kernel", normal(self.config, *names), shape, jnp.float32)
         bias = self.param("bias", zeros(*self.bias), shape[inner:], jnp.float32)
         size = math.prod(shape[:inner])
-        y = x.astype(self.dtype).reshape(-1, size) @ kernel.astype(self.dtype).reshape(size, -1)
+        y = multiply(x.astype(self.dtype).reshape(-1, size), kernel.reshape(size, -1), self.dtype, self.dtype)
         y = y + bias.astype(self.dtype).reshape(1, -1)
         return y.reshape(*x.shape[: x.ndim - inner], *shape[inner:])
 
@@ -159,13 +196,13 @@ class Attention(nn.Module):
         def project(name: str) -> Array:
             kernel = (("embed", c.width), ("heads", c.heads), ("head_size", size))
             y = Product(c, self.dtype, kernel, ("heads", "head_size"), name=name)(x)
-            return nn.with_logical_constraint(y, ("batch", None, "heads", None))
+            return checkpoint_name(nn.with_logical_constraint(y, ("batch", None, "heads", None)), "qkv")
 
         score_key, output_key = (None, None) if key is None else jax.random.split(key)
         context = self.attend(project("query"), project("key"), project("value"), mask, c.attention_dropout, score_key)
         kernel = (("heads", c.heads), ("head_size", size), ("embed", c.width))
-        y = Product(c, self.dtype, kernel, ("norm",), name="output")(context)
-        return layer_norm(c, self.dtype)(x + dropout(y, c.hidden_dropout, output_key))
+        y = Product(c, self.dtype, kernel, ("norm",), name="output")(checkpoint_name(context, "context"))
+        return layer_norm(c, self.dtype)(checkpoint_name(x + dropout(y, c.hidden_dropout, output_key), "sum"))
 
 
 class FeedForward(nn.Module):
@@ -181,8 +218,9 @@ class FeedForward(nn.Module):
         wide, narrow = ("feed_forward", c.feed_forward), ("embed", c.width)
         up = Product(c, self.dtype, (narrow, wide), ("feed_forward",), name="up")
         down = Product(c, self.dtype, (wide, narrow), ("norm",), name="down")
-        y = down(activation(c, nn.with_logical_constraint(up(x), ("batch", None, "feed_forward"))))
-        return layer_norm(c, self.dtype)(x + dropout(y, c.hidden_dropout, key))
+        before = checkpoint_name(nn.with_logical_constraint(up(x), ("batch", None, "feed_forward")), "pre-activation")
+        y = down(activation(c, before))
+        return layer_norm(c, self.dtype)(checkpoint_name(x + dropout(y, c.hidden_dropout, key), "sum"))
 
 
 class Layer(nn.Module):
