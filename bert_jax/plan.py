@@ -257,8 +257,9 @@ def plan_stage(recipe: Recipe, config: BertConfig, mesh: Any, number: int, stage
 def epoch_work(dataset: Dataset) -> Work:
     """What one pass over the records asks, each attending within its own length."""
     lengths = dataset.tokens.astype(np.float64)
-    rates = dataset.manifest.splits["train"].rates
-    chosen = rates.get("chosen", min(0.15 * float(lengths.sum()), dataset.manifest.predictions * len(lengths)))
+    manifest = dataset.manifest
+    # as prepared; shards made elsewhere tell their rate alone
+    chosen = manifest.splits["train"].rates.get("chosen", manifest.settings["rate"] * float(lengths.sum()))
     return Work(float(lengths.sum()), float((lengths**2).sum()), float(chosen), float(len(lengths)))
 
 
