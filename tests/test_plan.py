@@ -28,7 +28,7 @@ SIZES = ["model.width=32", "model.layers=2", "model.heads=4", "model.positions=1
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("plan") / "data")
+    return write_data(tmp_path_factory.mktemp("plan") / "data", shortest=5)
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_the_table_and_its_json(recipe_file: Path, data: Path, capsys: pytest.Ca
     assert cli.main([*command, "--device", "v6e", "--devices", "8", "--hosts", "2"]) == 0
     text = capsys.readouterr().out
     assert "8 devices in 2 hosts, v6e (918 TFLOP/s bfloat16, 32 GiB); mesh data 8 × fsdp 1 × tensor 1" in text
-    assert "hours on 8 v6es, assuming 45% of the peak on full rows" in text and "price: " in text
+    assert "hours on 8 × v6e, assuming 45% of the peak on full rows" in text and "price: " in text
     assert cli.main([*command, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["stages"][0]["steps"] == 6 and set(told["hours"]) == set(cost.ACCELERATORS)
