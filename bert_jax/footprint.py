@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 from jax.stages import Lowered
 
@@ -125,7 +125,7 @@ def footprint(
     gradients = params if accumulate == 1 else 2 * params  # the sum so far and the piece's
     activations = -(-mine // accumulate) * kept(config, recipe.train.execution, row)
     # fsdp gathers a layer at a time, but the word table and its gradient stand whole while the head is at work
-    width = np.dtype(recipe.train.dtype).itemsize if recipe.train.dtype == "float32" else 2
+    width = jnp.dtype(recipe.train.dtype).itemsize
     layer = 4 * config.width**2 + 2 * config.width * config.feed_forward
     gathered = (config.vocab_size * config.width * (width + 4) + layer * width) if mesh.shape["fsdp"] > 1 else 0
     # the update begins when activations are gone: the larger of the two phases counts
@@ -141,7 +141,8 @@ def footprint(
     )
 
 
-# Beside gradients, the update holds so many times the parameters: what XLA writes down between a leaf's passes.
+# Beside gradients, the update holds about so many times the parameters: what XLA writes down between a leaf's passes.
+# It matters only where it is more than the activations, so with `remat` or few rows. Not yet compared with XLA's count.
 UPDATE = {"adamw": 1.0, "lamb": 1.0}
 
 

@@ -257,8 +257,9 @@ def plan_stage(recipe: Recipe, config: BertConfig, mesh: Any, number: int, stage
 def epoch_work(dataset: Dataset) -> Work:
     """What one pass over the records asks, each attending within its own length."""
     lengths = dataset.tokens.astype(np.float64)
-    rates = dataset.manifest.splits["train"].rates
-    chosen = rates.get("chosen", min(0.15 * float(lengths.sum()), dataset.manifest.predictions * len(lengths)))
+    manifest = dataset.manifest
+    # as prepared; shards made elsewhere tell their rate alone
+    chosen = manifest.splits["train"].rates.get("chosen", manifest.settings["rate"] * float(lengths.sum()))
     return Work(float(lengths.sum()), float((lengths**2).sum()), float(chosen), float(len(lengths)))
 
 
@@ -391,15 +392,15 @@ def lines(plan: Plan, target: Accelerator | None, args: argparse.Namespace) -> l
         peak = of_kind(jax.devices()[0].device_kind)
         at = f", {plan.flops / hours / 3600 / plan.devices / peak.tflops / 1e12:.0%} of its peak" if peak else ""
         out.append(
-            f"{hours:,.1f} hours here, from a few steps of few rows{at}; larger batches do better on accelerators"
+            f"{_hours(hours)} hours here, from a few steps of few rows{at}; larger batches do better on accelerators"
         )
     else:
         useful = plan.flops / (hours * 3600 * plan.devices * target.tflops * 1e12)
         out.append(
-            f"{hours:,.1f} hours on {counted(plan.devices, name)}, assuming {args.mfu:.0%} of the peak on full rows"
+            f"{_hours(hours)} hours on {plan.devices} × {name}, assuming {args.mfu:.0%} of the peak on full rows"
             f" ({useful:.0%} counting useful tokens alone)"
         )
-        others = ", ".join(f"{n} {h:,.1f}" for n, h in plan.hours.items() if n != name)
+        others = ", ".join(f"{n} {_hours(h)}" for n, h in plan.hours.items() if n != name)
         out.append(f"as many others at the same share, hours: {others}")
     if args.price_hour:
         out.append(f"price: {hours * plan.devices * args.price_hour:,.0f} at {args.price_hour:g} a device and hour")
@@ -420,6 +421,10 @@ def _lowered(stage: StagePlan) -> list[str]:
             f" arguments {found['arguments'] / 2**20:,.1f} MiB, temporaries {found['temporaries'] / 2**20:,.1f} MiB"
         )
     return out
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"
 
 
 def _short(number: float) -> str:
