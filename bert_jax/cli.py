@@ -16,6 +16,7 @@ VERBS = {
     "evaluate": ("evaluate", "exact held-out metrics of a checkpoint"),
     "report": ("report", "curves and closing table of a run"),
     "export": ("exchange", "write Hugging Face files"),
+    "doctor": ("doctor", "look for what would stop or spoil a run, before it begins"),
     "fill-mask": ("fill_mask", "the likeliest pieces for each [MASK] of a text"),
 }
 

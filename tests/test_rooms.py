@@ -22,9 +22,10 @@ NOUNS = {
     "train": {"config", "errors", "model"},
     "store": {"config", "errors", "text"},
     "convert": {"config", "errors", "model", "text"},
+    "advice": {"config", "data", "errors", "text"},
     "data_prep": {"text", "config", "errors"},
 }
-VERBS = {"pretrain", "evaluate", "report", "exchange", "fill_mask"}
+VERBS = {"pretrain", "evaluate", "report", "exchange", "doctor", "fill_mask"}
 MAY = {
     **NOUNS,
     **dict.fromkeys(VERBS, (NOUNS.keys() - {"data_prep"}) | {"api"}),
