@@ -100,7 +100,8 @@ def labels(dataset: Dataset, sample: Records, numbers: np.ndarray, where: str, s
 def repeats(dataset: Dataset, sample: Records, where: str, subject: str) -> list[Finding]:
     """How often a text stands in the split, from equal pairs in the sample.
 
-    Of n records that stand k times each, two drawn at random are equal with probability (k - 1) / (n - 1).
+    Of n records that stand k times each, two drawn at random are equal with probability (k - 1) / (n - 1); where k
+    differs, its mean over the records takes its place.
     """
     texts = restore(sample)
     _, times = np.unique(texts, axis=0, return_counts=True)
@@ -109,11 +110,10 @@ def repeats(dataset: Dataset, sample: Records, where: str, subject: str) -> list
     passes = dataset.manifest.settings.get("duplicates", 1)
     if equal < 3 or copies < 1.05:
         return []
-    share = 1 - 1 / copies
     cure = "make the shards anew with `bert-data shards --drop-copies`"
     if passes > 1:
         cure += f", and fewer than {passes} passes (--duplicates) with data.masking=dynamic"
-    what = f"{where}: about {share:.0%} of the records repeat another one word for word"
+    what = f"{where}: a record has about {copies - 1:.1f} word-for-word copies on average"
     return [Finding("warn", subject, what, cure)]
 
 

@@ -18,10 +18,12 @@ from tests.several import finish, free_port, start
 HOST = socket.gethostname()
 
 
-def several(count: int, body: str) -> list[tuple[int, str, str]]:
+def several(count: int, body: str, step_timeout: float = 0) -> list[tuple[int, str, str]]:
     """Run a body in so many joined processes, where it knows `me` and `watch`: status, output and errors of each."""
     code = "import os, signal, sys, threading, jax\nfrom bert_jax.errors import UserError\n"
-    code += "from bert_jax.train import processes\nwith processes.joined(True, 300, 2, silence=6) as watch:\n"
+    code += (
+        "from bert_jax.train import processes\nwith processes.joined(True, 300, {step_timeout}, silence=6) as watch:\n"
+    )
     code += "    me = processes.process_index()\n" + "".join(f"    {line}\n" for line in body.splitlines())
     port = free_port()
     return finish([start(count, number, port, "-c", code) for number in range(count)])
@@ -116,7 +118,6 @@ def test_a_process_that_dies_is_named_with_its_last_step(waiting: str) -> None:
     body = f"""
 from jax.experimental.multihost_utils import sync_global_devices
 sync_global_devices("both")
-watch.seconds = 0
 watch.done(812 + me)
 processes.gather("told", watch._tell(), 60)
 if me == 1: os.kill(os.getpid(), signal.SIGKILL)
@@ -130,7 +131,7 @@ if me == 1: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_steps_that_stop_end_the_run_with_every_process_s_last_step() -> None:
-    ended = several(2, "watch.done(5 - me)\nthreading.Event().wait()")
+    ended = several(2, "watch.done(5 - me)\nthreading.Event().wait()", step_timeout=2)
     assert {status for status, _, _ in ended} == {75}, ended
     said = (
         f"no step was finished for 2 s (train.step_timeout); last steps: step 4: process 1 ({HOST}); step 5: process 0"
