@@ -25,9 +25,10 @@ NOUNS = {
     "store": {"config", "cost", "errors", "text"},
     "convert": {"config", "errors", "model", "text"},
     "footprint": {"config", "data", "errors", "model", "train"},  # what a step holds; `plan` and benchmarks ask it
+    "advice": {"config", "data", "errors", "text"},
     "data_prep": {"text", "config", "errors"},
 }
-VERBS = {"pretrain", "plan", "evaluate", "replay", "report", "compare", "exchange", "fill_mask"}
+VERBS = {"pretrain", "plan", "doctor", "evaluate", "replay", "report", "compare", "exchange", "fill_mask"}
 MAY = {
     **NOUNS,
     **dict.fromkeys(VERBS, (NOUNS.keys() - {"data_prep"}) | {"api"}),
