@@ -44,7 +44,7 @@ class Checkpoints:
     A save that fails is told, and training goes on; after `failures` in a row it is an error.
 
     Args:
-        say: takes the line that tells of a failed save or a damaged checkpoint.
+        say: takes the line that tells of a failed save.
         read_only: of a run that may be training at this moment: nothing is cleared away.
     """
 
@@ -191,11 +191,10 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
 
-    def set_aside(self, step: int, reason: str) -> None:
-        """Move a damaged checkpoint out of the way, and say so; then all processes `reload`."""
+    def set_aside(self, step: int) -> None:
+        """Move a damaged checkpoint out of the way, on one process; then all `reload`."""
         place = self.path / str(step)
         place.rename(place.with_name(f"{step}.damaged"))
-        self._say(f"{place}: this checkpoint cannot be read ({reason}); moved to {step}.damaged")
 
     def reload(self) -> None:
         """Look anew at what is on disk."""
