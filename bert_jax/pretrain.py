@@ -122,7 +122,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         return 0
 
     # a restart compiles nothing, and on a GPU runs the very kernels that were tuned before: same bits
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         processes.on_first_process(partial(rundir.clear_torn, run_dir))
         jax.config.update("jax_compilation_cache_dir", str(run_dir.absolute() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -247,8 +247,9 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
                 "masking": recipe.data.masking,
                 "manifest": manifests[folders.index(stage.path)],
             }
-            for line in (jumps.note(row), bundles.note(row, pending.batch.records, pending.batch.rows, known)):
-                if line:
+            if first:
+                kept = bundles.note(row, pending.batch.records, pending.batch.rows, known)
+                for line in filter(None, (jumps.note(row), kept)):
                     report.say(line)
             if row["skipped"] >= recipe.train.skip_limit:
                 raise UserError(
