@@ -108,7 +108,8 @@ class Checkpoints:
                 str(self.path),
                 "make room, or keep fewer with --set checkpoint.keep=1",
             )
-        place, tree = self.path / "trial", {"written": np.arange(1000, dtype=np.int32)}
+        # beside them: the manager may be clearing away halves among them at this moment
+        place, tree = self.path.with_name("checkpoints-trial"), {"written": np.arange(1000, dtype=np.int32)}
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(place, tree, force=True)
@@ -118,7 +119,7 @@ class Checkpoints:
             raise self._unwritable(error) from error
         finally:
             if jax.process_index() == 0:
-                for path in self.path.glob("trial*"):
+                for path in place.parent.glob(f"{place.name}*"):
                     shutil.rmtree(path, ignore_errors=True)
         if not np.array_equal(found["written"], tree["written"]):
             raise UserError("what is written here comes back changed", str(self.path), "choose another disk")
