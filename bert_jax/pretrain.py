@@ -331,7 +331,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         report.say("done" if finished else stopped)
 
     # --------------------------------------------------------------------------------------------------- the end
-    if first:
+    if first and step:
         write_report(run_dir, step, recipe.steps)
         picture.draw()
         print(time_table(run_dir))
