@@ -32,7 +32,7 @@ import numpy as np
 from bert_jax.store.rundir import read_metrics
 from bert_jax.text.records import open_shard
 from tests.runs import differences, steps
-from tests.test_distributed import two_processes
+from tests.test_distributed import processes
 from tests.world import flags, write_data, write_recipe
 
 EPOCH = 12  # steps: 96 records in batches of 8
@@ -149,8 +149,9 @@ def last_step(run: Path) -> int:
 
 
 def telling(out: str, err: str) -> str:
-    """The line that says why a run ended: that of the error, or else the last one."""
-    lines = [line for line in (err or out).splitlines() if line.strip()]
+    """The line that says why a run ended: that of the error, or that it stopped, or the last one."""
+    stopped = [line for line in out.splitlines() if line.startswith("stopped")]
+    lines = [line for line in (err.splitlines() or stopped or out.splitlines()) if line.strip()]
     return f"`{lines[-1]}`".replace("|", "/") if lines else ""
 
 
@@ -282,7 +283,7 @@ def stalled(world: World, run: Path) -> Outcome:
 @contextmanager
 def two(world: World, run: Path, *more: str) -> Iterator[list[subprocess.Popen[str]]]:
     options = [*OPTIONS, "--set=train.silence=3", *more]
-    with two_processes(world.recipe, "--data", world.data, "--run", run, *options) as both:
+    with processes(2, world.recipe, "--data", world.data, "--run", run, *options) as both:
         yield both
 
 

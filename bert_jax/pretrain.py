@@ -11,8 +11,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 
 from bert_jax import cost, flags
 from bert_jax.config import BertConfig, Recipe, digest, load_recipe, with_data, with_steps
-from bert_jax.data.feed import ahead, to_devices
+from bert_jax.data.feed import ahead, noting, to_devices, until_error
 from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches
 from bert_jax.data.stages import OpenStage, check_stages, open_stages
 from bert_jax.errors import UserError, counted
@@ -123,7 +122,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         return 0
 
     # a restart compiles nothing, and on a GPU runs the very kernels that were tuned before: same bits
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         processes.on_first_process(partial(rundir.clear_torn, run_dir))
         jax.config.update("jax_compilation_cache_dir", str(run_dir.absolute() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -136,10 +135,11 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     shapes = jax.eval_shape(make_state)
     places = sharding.state_shardings(mesh, bert.axes(config), shapes, recipe.train.shard_optimizer)
     abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
-    said: list[str] = []  # what restoring has to tell, until there is a report
-    checkpoints = Checkpoints(run_dir, recipe.checkpoint.keep, recipe.checkpoint.failures, said.append)
+    checkpoints = Checkpoints(
+        run_dir, recipe.checkpoint.keep, recipe.checkpoint.failures, lambda line: report.say(line)
+    )
     checkpoints.rehearse(shapes)
-    state = restore_newest(checkpoints, abstract)
+    state, damaged = restore_newest(checkpoints, abstract)
     if state is None:
         with sharding.on(mesh):
             state = jax.jit(make_state, out_shardings=places)()
@@ -174,9 +174,8 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         f" {counted(stages[0].train.records, 'record')} of {stages[0].train.manifest.length} tokens;"
         + (f" continuing after step {done:,}" if done else f" {counted(recipe.steps, 'step')}")
     )
-    checkpoints.say = report.say
-    for line in (*said, *notes):
-        report.say(line)
+    for note in [*damaged, *notes]:
+        report.say(note)
     if recipe.train.deterministic:
         report.say(flags.price(platform))
 
@@ -248,8 +247,9 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
                 "masking": recipe.data.masking,
                 "manifest": manifests[folders.index(stage.path)],
             }
-            for line in (jumps.note(row), bundles.note(row, pending.batch.records, pending.batch.rows, known)):
-                if line:
+            if first:
+                kept = bundles.note(row, pending.batch.records, pending.batch.rows, known)
+                for line in filter(None, (jumps.note(row), kept)):
                     report.say(line)
             if row["skipped"] >= recipe.train.skip_limit:
                 raise UserError(
@@ -272,7 +272,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         for stage in stages:
             begin, end = stage.first_step, stage.last_step
             load = partial(stage.batches.load, rows_of=partial(sharding.process_rows, mesh))
-            load = noting(faults.loading(load, begin), unread)
+            load = noting(faults.loading(load, begin), UserError, unread)
             train_step = jax.jit(
                 make_train_step(loss, weigh, tx, schedule, recipe.train.seed, stage.settings.accumulate),
                 out_shardings=(places, sharding.replicated(mesh)),
@@ -286,7 +286,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
                 if done <= begin and stage.settings.restart:
                     state = state._replace(opt_state=jax.jit(tx.init, out_shardings=places.opt_state)(state.params))
                 with closing(ahead(load, max(done - begin, 0), end - begin, idle=finish_step)) as batches:
-                    readable = clock.each(WAITING, until_unread(batches))
+                    readable = clock.each(WAITING, until_error(batches, UserError))
                     for step, batch in enumerate(readable, max(done, begin) + 1):
                         profile.before(step, state)
                         rows = to_devices(batch.rows, sharding.rows(mesh))
@@ -331,7 +331,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         report.say("done" if finished else stopped)
 
     # --------------------------------------------------------------------------------------------------- the end
-    if first:
+    if first and step:
         write_report(run_dir, step, recipe.steps)
         picture.draw()
         print(time_table(run_dir))
@@ -343,27 +343,30 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
 # ------------------------------------------------------------------------------------------------------ its parts
 
 
-def restore_newest(checkpoints: Checkpoints, like: TrainState) -> TrainState | None:
-    """The newest state that can be read, placed as `like` says; None where nothing was saved yet.
+def restore_newest(checkpoints: Checkpoints, like: TrainState) -> tuple[TrainState | None, list[str]]:
+    """The newest state that can be read, placed as `like` says (None where nothing was saved yet), and what to tell.
 
     A damaged checkpoint is told and moved aside: the steps since the one before are computed again.
 
     Raises:
         UserError: it is another network's, or damaged and the only one.
     """
+    damaged: list[str] = []
     while (step := checkpoints.latest()) is not None:
+        place = checkpoints.path / str(step)
         try:
-            return from_items(step, *checkpoints.restore(step, *to_items(like)), like)
+            return from_items(step, *checkpoints.restore(step, *to_items(like)), like), damaged
         except Damaged as error:
             if checkpoints.steps() == [step]:
                 raise UserError(
                     f"this checkpoint cannot be read ({error}), and there is none before it",
-                    str(checkpoints.path / str(step)),
+                    str(place),
                     "restore it from a copy, or move it away to begin anew",
                 ) from error
-            processes.on_first_process(partial(checkpoints.set_aside, step, str(error)))
+            damaged.append(f"{place}: this checkpoint cannot be read ({error}); moved to {step}.damaged")
+            processes.on_first_process(partial(checkpoints.set_aside, step))
             checkpoints.reload()
-    return None
+    return None, damaged
 
 
 class Pending(NamedTuple):
@@ -397,22 +400,3 @@ def amount_of(batch: TrainBatch, flops: float) -> Amount:
     """What a batch lets the devices work through; `flops` a useful token. Every process has an equal part of it."""
     places = batch.rows["input_ids"].size * jax.process_count()
     return Amount(batch.tokens, places, batch.tokens * flops)
-
-
-def noting(load: Callable[[int], TrainBatch], unread: list[UserError]) -> Callable[[int], TrainBatch]:
-    """`load`, which also puts into `unread` why a batch cannot be read: the loop knows before it gets there."""
-
-    def noted(t: int) -> TrainBatch:
-        try:
-            return load(t)
-        except UserError as error:
-            unread.append(error)
-            raise
-
-    return noted
-
-
-def until_unread(batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
-    """The batches up to the first that cannot be read."""
-    with suppress(UserError):
-        yield from batches

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import jax
@@ -13,6 +14,7 @@ from jax.sharding import NamedSharding
 from bert_jax.data.batching import HostBatch
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 def to_devices(rows: HostBatch, sharding: NamedSharding) -> dict[str, jax.Array]:
@@ -62,3 +64,25 @@ def ahead(
     finally:
         closed.set()
         thread.join()
+
+
+def noting(make: Callable[[int], T], kind: type[E], errors: list[E]) -> Callable[[int], T]:
+    """`make`, which puts an error of this kind into `errors` before it raises it.
+
+    Made `ahead`, an item that fails is known some items before it is asked for.
+    """
+
+    def noted(t: int) -> T:
+        try:
+            return make(t)
+        except kind as error:
+            errors.append(error)
+            raise
+
+    return noted
+
+
+def until_error(items: Iterable[T], kind: type[BaseException]) -> Iterator[T]:
+    """The items up to the one that raises an error of this kind."""
+    with suppress(kind):
+        yield from items

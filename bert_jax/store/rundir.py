@@ -223,7 +223,7 @@ class Lines:
 
 
 def measured(run: Path, step: int) -> bool:
-    """Whether there is a held-out line of this step: one that was due and is not there is owed."""
+    """Whether the held-out texts were measured at this step, the run's own, which is the last, included."""
     return any(row["step"] == step and "set" not in row for row in read_metrics(run, "heldout"))
 
 
@@ -234,8 +234,13 @@ def finished(run: Path, steps: int) -> bool:
 
 
 def cut_metrics(run: Path, step: int) -> None:
-    """Keep the lines up to `step`: a resumed run writes the later ones again."""
+    """Keep the lines up to `step`: a resumed run writes the later ones again, and a measurement that was broken off."""
     path = run / "metrics.jsonl"
     if path.exists():
-        kept = [row for row in read_metrics(run) if row["step"] <= step]
+        whole = measured(run, step)
+        kept = [
+            row
+            for row in read_metrics(run)
+            if row["step"] < step or (row["step"] == step and (whole or row["kind"] != "heldout"))
+        ]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
