@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--data", type=int, default=1, help="of the devices, so many along the data axis; others: fsdp")
     parser.add_argument("--shard-optimizer", action="store_true")
     parser.add_argument("--unroll", action="store_true", help="layers unrolled instead of scanned")
-    parser.add_argument("--remat", action="store_true")
+    parser.add_argument("--remat", default="none", choices=("none", "names", "all"))
     parser.add_argument("--rows", type=int, default=8, help="rows of the batch a device")
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--json", action="store_true", help="a line of JSON a row")
@@ -75,7 +75,7 @@ def measure(options: argparse.Namespace, devices: int) -> dict[str, Any]:
     from bert_jax.train.step import init_state, make_train_step  # noqa: PLC0415
 
     settings = TrainSettings(
-        optimizer=options.optimizer, dtype=options.dtype, scan=not options.unroll, remat=options.remat
+        optimizer=options.optimizer, dtype=options.dtype, scan="off" if options.unroll else "on", remat=options.remat
     )
     overrides = {"layers": options.layers} if options.layers else {}
     config = preset(options.preset, 30522, **overrides)

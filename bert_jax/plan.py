@@ -298,8 +298,8 @@ def cure(need: Footprint, recipe: Recipe, stage: StagePlan, target: Accelerator)
     if need.total - need.activations > room:
         return "spread parameters and moments over more devices with train.mesh_fsdp"
     pieces = recipe.stage[stage.number].accumulate
-    if not recipe.train.remat:
-        return f"set stage.{stage.number}.accumulate={2 * pieces} or more, or train.remat=true, a third slower"
+    if recipe.train.remat == "none":
+        return f"set stage.{stage.number}.accumulate={2 * pieces} or more, or train.remat=all, a third slower"
     return f"set stage.{stage.number}.accumulate={2 * pieces} or more"
 
 

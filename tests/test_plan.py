@@ -83,7 +83,7 @@ def test_what_a_step_is_given_is_what_xla_counts(plan: Planner) -> None:
 def test_activations_are_what_a_compiled_loop_of_layers_keeps(plan: Planner) -> None:
     """Eight times the rows: what XLA allots grows by what the estimate says, within a tenth."""
     few, many = (
-        plan("train.scan=true", f"stage.0.batch={rows}", devices=1, compiling=True).stages[0] for rows in (64, 512)
+        plan("train.scan=on", f"stage.0.batch={rows}", devices=1, compiling=True).stages[0] for rows in (64, 512)
     )
     grown = many.lowered["temporaries"] - few.lowered["temporaries"]
     assert many.memory.activations - few.memory.activations == pytest.approx(grown, rel=0.1)
@@ -100,8 +100,7 @@ def test_fsdp_divides_the_state(plan: Planner) -> None:
 
 def test_remat_and_accumulation_keep_less(plan: Planner) -> None:
     plain, remat, pieces = (
-        plan("train.scan=true", *more).stages[0].memory
-        for more in ((), ("train.remat=true",), ("stage.0.accumulate=2",))
+        plan("train.scan=on", *more).stages[0].memory for more in ((), ("train.remat=all",), ("stage.0.accumulate=2",))
     )
     assert remat.activations < plain.activations / 2
     assert pieces.activations == pytest.approx(plain.activations / 2)
@@ -143,7 +142,7 @@ def test_notes_name_the_cure(plan: Planner) -> None:
     assert "100 passes over the same records" in notes("stage.0.steps=300")
     assert 'data.batching="packed" would take' in notes()
     assert "passes" not in notes() and "packed" not in notes("data.batching=packed")
-    large = ("stage.0.batch=40000000", "train.scan=true")
+    large = ("stage.0.batch=40000000", "train.scan=on")
     assert "do not fit into the 80 GiB of a h100; set stage.0.accumulate=2" in notes(*large, devices=1)
 
 
@@ -170,7 +169,7 @@ def test_this_machine_is_timed(recipe_file: Path, data: Path, capsys: pytest.Cap
 def test_what_is_kept_of_deep_networks_is_told_by_small_ones(small_world: BertConfig, data: Path) -> None:
     """`kept` looks at one and two layers; the residuals of five are on the same line."""
     row = open_stage(with_data(Recipe(), str(data)), 0).row
-    config, execution = replace(small_world, layers=5), Execution(scan=True)
+    config, execution = replace(small_world, layers=5), Execution(scan="on")
     loss = make_pretraining_loss(config, execution)
     params = jax.eval_shape(partial(bert.init, config), jax.random.key(0))
 

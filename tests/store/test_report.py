@@ -61,28 +61,27 @@ def test_a_stretch_inside_another_counts_once(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_full_disk_loses_no_line_and_tears_none(run: Path) -> None:
-    report = reporter(run)
-    for step in range(1, 4):
-        report.step(train_row(step, 7.0), AMOUNT)
-    report.flush()
-    before = (run / "metrics.jsonl").read_bytes()
-    for step in range(4, 7):
-        report.step(train_row(step, 7.0), AMOUNT)
-    for _ in range(2):
-        with no_file_beyond(len(before) + 40), pytest.raises(OSError, match="File too large"):
-            report.flush()
-        assert (run / "metrics.jsonl").read_bytes() == before
-    report.step(train_row(7, 7.0), AMOUNT)
-    report.flush()
+    with reporter(run) as report:
+        for step in range(1, 4):
+            report.step(train_row(step, 7.0), AMOUNT)
+        report.flush()
+        before = (run / "metrics.jsonl").read_bytes()
+        for step in range(4, 7):
+            report.step(train_row(step, 7.0), AMOUNT)
+        for _ in range(2):
+            with no_file_beyond(len(before) + 40), pytest.raises(OSError, match="File too large"):
+                report.flush()
+            assert (run / "metrics.jsonl").read_bytes() == before
+        report.step(train_row(7, 7.0), AMOUNT)
     assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_what_is_only_looked_at_never_ends_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = reporter(run)
-    with no_file_beyond(10):
-        report.say("a line for the log")
-        report.say("another")
-    shown, told = capsys.readouterr()
+    with reporter(run) as report:
+        with no_file_beyond(10):
+            report.say("a line for the log")
+            report.say("another")
+        shown, told = capsys.readouterr()
     assert shown == "a line for the log\nanother\n"
     assert told.count("\n") == 1 and "log.txt: cannot be written" in told and "training goes on" in told
 
@@ -97,13 +96,13 @@ def test_a_torn_line_is_cut_before_the_next_is_written(tmp_path: Path) -> None:
 
 
 def test_lines_do_not_wait_for_a_far_progress_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = reporter(run)
-    report.step(train_row(1, 7.0), AMOUNT)
-    assert not (run / "metrics.jsonl").exists()
-    later = clock_module.time.perf_counter() + 11
-    monkeypatch.setattr(clock_module.time, "perf_counter", lambda: later)
-    report.step(train_row(2, 7.0), AMOUNT)
-    assert [row["step"] for row in read_metrics(run)] == [1, 2]
+    with reporter(run) as report:
+        report.step(train_row(1, 7.0), AMOUNT)
+        assert not (run / "metrics.jsonl").exists()
+        later = clock_module.time.perf_counter() + 11
+        monkeypatch.setattr(clock_module.time, "perf_counter", lambda: later)
+        report.step(train_row(2, 7.0), AMOUNT)
+        assert [row["step"] for row in read_metrics(run)] == [1, 2]
 
 
 def test_no_eta_until_two_stretches_are_measured(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +158,8 @@ def test_timings_of_a_session_add_up(run: Path, monkeypatch: pytest.MonkeyPatch)
     assert lines[1]["waiting"] == 0.25 and lines[1]["tokens_per_second"] == 50 and lines[1]["places_per_second"] == 64
     assert "mfu" not in lines[1]  # nobody knows the peak of this machine
     assert lines[1]["host_peak_bytes"] > 1e6
-    reporter(run, done=5).flush()
+    with reporter(run, done=5):
+        pass
     assert [line["session"] for line in read_lines(run / "timings.jsonl")] == [1, 1, 1, 1, 2, 2]
 
 

@@ -26,7 +26,7 @@ STEPS, ROWS = 30, 16
 
 
 def make_step(config: BertConfig):
-    loss = make_pretraining_loss(config, Execution(scan=True))
+    loss = make_pretraining_loss(config, Execution(scan="on"))
     return make_train_step(loss, weigh, TX, make_schedule([Stage(steps=STEPS, learning_rate=1e-3)]), 3)
 
 
