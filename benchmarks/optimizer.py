@@ -2,7 +2,8 @@
 
     python -m benchmarks.optimizer --preset mini
 
-Every row is one compiled function (gradients, state, parameters) → (parameters, state) with donated buffers; the time
+Every row is one compiled function (gradients, parameters, state) → (parameters, state) with donated buffers (in the
+order of the outputs: JAX pairs equal shapes in order, and a wrong pair is a copy); the time
 is the least of several rounds, in each of which every row has its turn. "as a step needs it" means with clipping by
 the global norm, with the guard that leaves all as it was where a gradient is not finite, and, of ours, with the
 figures by layer group. A float32 AdamW cannot do with less than 28 bytes (four arrays read, three written), or 32
@@ -43,14 +44,14 @@ def main() -> None:
     rows = {}
     for name, (init, update) in candidates().items():
         state = jax.jit(init)(params)
-        compiled = jax.jit(update, donate_argnums=(1, 2)).lower(grads, state, params).compile()
+        compiled = jax.jit(update, donate_argnums=(1, 2)).lower(grads, params, state).compile()
         costs = compiled.cost_analysis()
         rows[name] = [compiled, state, jax.tree.map(jnp.copy, params), costs["bytes accessed"] / size, []]
     for _ in range(options.rounds):
         for row in rows.values():
             compiled, state, weights, _, seconds = row
             start = time.perf_counter()
-            row[2], row[1] = jax.block_until_ready(compiled(grads, state, weights))
+            row[2], row[1] = jax.block_until_ready(compiled(grads, weights, state))
             seconds.append(time.perf_counter() - start)
     print(f"{'':<44}{'bytes a parameter':>18}{'ms':>10}{'GB/s':>8}")
     for name, (_, _, _, counted, seconds) in rows.items():
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def candidates() -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
-    """Name → (init, update); update takes gradients, state and parameters and gives parameters and state."""
+    """Name → (init, update); update takes gradients, parameters and state and gives parameters and state."""
     clip = optax.clip_by_global_norm(1.0)
     adamw, lamb = optax.adamw(RATE, weight_decay=DECAY), optax.lamb(RATE, weight_decay=DECAY)
     return {
@@ -76,7 +77,7 @@ def candidates() -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
 def ours(kind: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     tx = make_optimizer(TrainSettings(optimizer=kind, weight_decay=DECAY))
 
-    def update(grads: Any, state: Any, params: Any) -> Any:
+    def update(grads: Any, params: Any, state: Any) -> Any:
         norm = jnp.sqrt(jnp.sum(jnp.square(group_norms(grads))))
         given = {"rate": jnp.float32(RATE), "norm": norm, "finite": jnp.isfinite(norm)}
         updates, state = tx.update(grads, state, params, **given)
@@ -86,7 +87,7 @@ def ours(kind: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def plain(tx: optax.GradientTransformation) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    def update(grads: Any, state: Any, params: Any) -> Any:
+    def update(grads: Any, params: Any, state: Any) -> Any:
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
@@ -97,9 +98,9 @@ def guarded(tx: optax.GradientTransformation) -> tuple[Callable[..., Any], Calla
     """As the step would do it around a transformation that knows of no guard."""
     init, inner = plain(tx)
 
-    def update(grads: Any, state: Any, params: Any) -> Any:
+    def update(grads: Any, params: Any, state: Any) -> Any:
         finite = jnp.isfinite(optax.tree.norm(grads))
-        return jax.tree.map(partial(jnp.where, finite), inner(grads, state, params), (params, state))
+        return jax.tree.map(partial(jnp.where, finite), inner(grads, params, state), (params, state))
 
     return init, update
 
