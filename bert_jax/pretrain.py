@@ -146,6 +146,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: StepWatch, ki
     def evaluate(state: TrainState, stage: OpenStage) -> None:
         batch = recipe.train.evaluate_batch or stage.settings.batch
         parts = heldout_batches(stage.heldout, batch, sharding.process_rows(mesh, batch))
+        watch.compiling()  # a whole evaluation is one step to the watch
         with clock.timed("evaluating"):
             figures = measure(eval_step, state.params, (to_devices(part, sharding.rows(mesh)) for part in parts))
         report.heldout({"step": int(state.step), "stage": stage.number, **figures})
@@ -182,6 +183,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: StepWatch, ki
             mine = sharding.process_rows(mesh, stage.settings.batch)
             load = partial(train_batch, stage.train, order, rows=mine, masking=recipe.data.masking)
             pending: Pending | None = None
+            watch.compiling()
             with closing(ahead(load, max(done - begin, 0), stage.settings.steps)) as batches:
                 for step, batch in enumerate(clock.each("waiting for data", batches), max(done, begin) + 1):
                     rows = to_devices(batch.rows, sharding.rows(mesh))
