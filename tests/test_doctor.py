@@ -129,7 +129,7 @@ def test_a_shard_that_was_cut(world: tuple[Path, Path], capsys: pytest.CaptureFi
 def test_a_byte_that_turned(world: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
     path = world[1] / "train-00000-of-00002.tfrecord"
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[60] ^= 1  # in the first record's Example, which begins at 12
     path.write_bytes(content)
     status, found = doctor(capsys, "--data", world[1])
     assert status == 1 and "copy or make" in line(found, "fail", "data", "checksum of the record does not")["cure"]
