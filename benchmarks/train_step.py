@@ -9,9 +9,10 @@ states and attention, float32 parameters and moments; bfloat16 is torch's autoca
 takes its fused AdamW, its fastest on a CPU. All run with glibc's huge pages (GLIBC_TUNABLES=glibc.malloc.hugetlb=1):
 without them, a sixth of our step is the first touch of its memory.
 
-Printed are useful tokens (padding is none) a second by the median step, the most memory that a process held (the least over rounds, so that compiling is left out where a later round found it
-done), the step's FLOPs by `bert_jax.cost` against the largest rate of a matrix product of this machine in the same
-run, and each method against the best float32 one of torch.
+Printed are useful tokens (padding is none) a second by the median step, the most memory that a process held (the least
+over rounds, so that compiling is left out where a later round found it done), the step's FLOPs by `bert_jax.cost`
+against the largest rate of a matrix product of this machine in the same run, and each method against the best float32
+one of torch.
 """
 
 from __future__ import annotations
