@@ -6,10 +6,13 @@ DATA holds shards of `bert-data shards` in folders 128 and 512; without it, leng
 process of its own, one process at a time, in rounds in which methods alternate; compilations are kept for later
 rounds. All do the same: the whole step (forward, backward, clipping, AdamW) on the same rows, dropout of 0.1 on hidden
 states and attention, float32 parameters and moments; bfloat16 is torch's autocast there, `train.dtype` here. torch
-takes its fused AdamW, its fastest on a CPU. Printed are useful tokens (padding is none) a second by the median step,
-the most memory that a process held (the least over rounds, so that compiling is left out where a later round found it
-done), the step's FLOPs by `bert_jax.cost` against the largest rate of a matrix product of this machine in the same
-run, and each method against the best float32 one of torch.
+takes its fused AdamW, its fastest on a CPU. All run with glibc's huge pages (GLIBC_TUNABLES=glibc.malloc.hugetlb=1):
+without them, a sixth of our step is the first touch of its memory.
+
+Printed are useful tokens (padding is none) a second by the median step, the most memory that a process held (the least
+over rounds, so that compiling is left out where a later round found it done), the step's FLOPs by `bert_jax.cost`
+against the largest rate of a matrix product of this machine in the same run, and each method against the best float32
+one of torch.
 """
 
 from __future__ import annotations
@@ -90,6 +93,7 @@ def start(what: list[str], args: argparse.Namespace, caches: str) -> Any:
     command += ["--data", str(args.data)] if args.data else []
     variables = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     variables |= {
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": f"{caches}/jax",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
