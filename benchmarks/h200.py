@@ -513,10 +513,10 @@ def variants(setting: Setting) -> Iterator[Line]:
     name, case = next(iter(setting.cases.items()))
     ways: dict[str, Callable[[], Trainer]] = {
         "no dropout": lambda: make_trainer(case, hidden_dropout=0.0),
-        "scan": lambda: make_trainer(case, Execution(dtype="bfloat16", scan=True)),
+        "scan": lambda: make_trainer(case, Execution(dtype="bfloat16", scan="on")),
         "plain attention": lambda: make_trainer(case, attention_path="xla"),
         "GELU by erf": lambda: make_trainer(case, activation="gelu"),
-        "scan, remat": lambda: make_trainer(case, Execution(dtype="bfloat16", scan=True, remat=True)),
+        "scan, remat": lambda: make_trainer(case, Execution(dtype="bfloat16", scan="on", remat="all")),
     }
     for way, make in list(ways.items())[: setting.size(len(ways), 2)]:
 
