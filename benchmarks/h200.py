@@ -516,7 +516,7 @@ def variants(setting: Setting) -> Iterator[Line]:
         "scan": lambda: make_trainer(case, Execution(dtype="bfloat16", scan="on")),
         "plain attention": lambda: make_trainer(case, attention_path="xla"),
         "GELU by erf": lambda: make_trainer(case, activation="gelu"),
-        "scan, remat": lambda: make_trainer(case, Execution(dtype="bfloat16", scan="on", remat="all")),
+        "scan, remat": lambda: make_trainer(case, Execution(dtype="bfloat16", scan="on", remat="names")),
     }
     for way, make in list(ways.items())[: setting.size(len(ways), 2)]:
 

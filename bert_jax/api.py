@@ -29,7 +29,7 @@ MASK = "[MASK]"
 LENGTHS = (16, 32, 64, 96, 128, 192, 256, 384, 512)  # beyond: multiples of 512
 ROWS = (1, 8, 32)
 # One compiled layer in a loop: 4 to 9 times faster at the first call, as fast afterwards (base on two cores).
-LOOP = Execution(scan=True)
+LOOP = Execution(scan="on")
 REMEDY = "give a run directory or a transformers directory"
 
 Text = str | tuple[str, str]

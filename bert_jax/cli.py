@@ -13,10 +13,13 @@ from bert_jax.errors import UserError
 # Verb → (module, what it does).
 VERBS = {
     "pretrain": ("pretrain", "train on shards; the same command continues a run"),
+    "plan": ("plan", "what a run will cost and whether it fits, before it begins"),
     "evaluate": ("evaluate", "exact held-out metrics of a checkpoint"),
     "replay": ("replay", "compute one step of a run again and show norms by layer"),
     "report": ("report", "curves and closing table of a run"),
+    "compare": ("compare", "curves of several runs over each other, and the settings that differ"),
     "export": ("exchange", "write Hugging Face files"),
+    "doctor": ("doctor", "look for what would stop or spoil a run, before it begins"),
     "fill-mask": ("fill_mask", "the likeliest pieces for each [MASK] of a text"),
 }
 

@@ -66,6 +66,8 @@ class BertConfig:
                 )
 
 
+SCAN = ("auto", "on", "off")
+REMAT = ("none", "names", "all")
 ATTENTION_PATHS = ("xla", "cudnn_lengths", "cudnn_offsets", "tokamax", "pallas", "splash")
 
 
@@ -74,19 +76,23 @@ class Execution:
     """How a network is computed; never changes what it is.
 
     `dtype` is that of the products and activations ("float32" or "bfloat16"); parameters, their moments, softmax,
-    norms and losses stay float32. `scan` compiles one layer and loops over it, otherwise layers are unrolled.
-    `remat` forgets a layer's activations and computes them again in the backward pass. `attention` names a path of
+    norms and losses stay float32. `scan` "on" compiles one layer and loops over it, "off" unrolls the layers, "auto"
+    does what is faster where it runs: on a TPU and for more than 24 layers it loops. `remat` says what a layer forgets
+    until the backward pass: nothing ("none"), all but the results of its products ("names"), or all but its input
+    ("all"); XLA on a CPU heeds it where layers are looped over. `attention` names a path of
     `bert_jax.model.attention`, `sequences` the most sequences that are packed into a row (1: rows are padded).
     """
 
     dtype: str = "float32"
-    scan: bool = False
-    remat: bool = False
+    scan: str = "auto"
+    remat: str = "none"
     attention: str = "xla"
     sequences: int = 1
 
     def __post_init__(self) -> None:
         _one_of(self, "execution", "dtype", ("float32", "bfloat16"))
+        _one_of(self, "execution", "scan", SCAN)
+        _one_of(self, "execution", "remat", REMAT)
         _one_of(self, "execution", "attention", ATTENTION_PATHS)
         _positive(self, "execution", "sequences")
 
@@ -188,8 +194,8 @@ class TrainSettings:
     weight_decay: float = 0.01
     clip_norm: float = 1.0  # 0 switches clipping off
     dtype: str = "float32"
-    scan: bool = False
-    remat: bool = False
+    scan: str = "auto"  # compile one layer and loop over it: "on", "off"
+    remat: str = "none"  # activations computed again in the backward pass: "none", "names", "all"
     xla_preset: str = "auto"  # bert_jax/flags.py; "none" leaves XLA as it comes
     deterministic: bool = False  # a GPU adds in one order, so that two runs give the same bits
     mesh_data: int = 0  # 0: all devices that mesh_fsdp and mesh_tensor leave
@@ -206,6 +212,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         _one_of(self, "train", "optimizer", ("adamw", "lamb"))
         _one_of(self, "train", "dtype", ("float32", "bfloat16"))
+        _one_of(self, "train", "scan", SCAN)
+        _one_of(self, "train", "remat", REMAT)
         _one_of(self, "train", "attention", ("auto", *ATTENTION_PATHS))
         _one_of(self, "train", "xla_preset", ("auto", "none"))
         _positive(self, "train", "mesh_fsdp", "mesh_tensor", "evaluate_every", "skip_limit", "silence")
@@ -236,10 +244,15 @@ class CheckpointSettings:
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """`[report]`: a progress line every so many seconds, TensorBoard events or none."""
+    """`[report]`: a progress line every so many seconds, TensorBoard events or none, a window for the profiler."""
 
     seconds: float = 10.0
     tensorboard: bool = True
+    profile_step: int = 0  # the first step that is profiled; 0: none is
+    profile_steps: int = 3
+
+    def __post_init__(self) -> None:
+        _positive(self, "report", "profile_steps")
 
 
 @dataclass(frozen=True)

@@ -11,27 +11,31 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from bert_jax import flags
-from bert_jax.config import Recipe, digest, load_recipe, with_data, with_steps
-from bert_jax.data.feed import ahead, to_devices
-from bert_jax.data.loader import TrainBatch, heldout_batches
+from bert_jax import cost, flags
+from bert_jax.config import BertConfig, Recipe, digest, load_recipe, with_data, with_steps
+from bert_jax.data.feed import ahead, noting, to_devices, until_error
+from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches
 from bert_jax.data.stages import OpenStage, check_stages, open_stages
 from bert_jax.errors import UserError, counted
 from bert_jax.model import attention, bert
 from bert_jax.store import rundir
 from bert_jax.store.checkpoint import Checkpoints, Damaged
+from bert_jax.store.clock import WAITING, Clock
+from bert_jax.store.closing import time_table, write_report
+from bert_jax.store.curves import Picture
 from bert_jax.store.faults import KINDS, Faults, parse_faults
 from bert_jax.store.interrupt import STOPPED, Notice, Stopped, leave, unless_told, until_told
-from bert_jax.store.report import Clock, Reporter, close_session, draw_curves
+from bert_jax.store.profile import Profile
+from bert_jax.store.report import Amount, Reporter
 from bert_jax.store.watch import Bundles, LossWatch
 from bert_jax.train import processes, sharding
 from bert_jax.train.loss import Metrics, make_pretraining_loss, weigh
@@ -118,7 +122,8 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         return 0
 
     # a restart compiles nothing, and on a GPU runs the very kernels that were tuned before: same bits
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        processes.on_first_process(partial(rundir.clear_torn, run_dir))
         jax.config.update("jax_compilation_cache_dir", str(run_dir.absolute() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -134,8 +139,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         run_dir, recipe.checkpoint.keep, recipe.checkpoint.failures, lambda line: report.say(line)
     )
     checkpoints.rehearse(shapes)
-    report = Reporter(run_dir, recipe.steps, recipe.report.seconds, recipe.report.tensorboard, first)
-    state = restore_newest(checkpoints, abstract)
+    state, damaged = restore_newest(checkpoints, abstract)
     if state is None:
         with sharding.on(mesh):
             state = jax.jit(make_state, out_shardings=places)()
@@ -157,6 +161,11 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     agreement = processes.Agreement(mesh)
     jumps, bundles = LossWatch(), Bundles(run_dir)
     compiled: set[Any] = set()
+    sizes = [(stage.settings.steps, stage.settings.batch * stage.train.manifest.length) for stage in stages]
+    flops = [flops_a_token(config, stage.train) for stage in stages]
+    report = Reporter(run_dir, recipe.report, sizes, clock, done, first)
+    picture = Picture(run_dir, report.say)
+    profile = Profile(run_dir, recipe.report, report.say, first)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     platform = jax.devices()[0].platform
     report.say(
@@ -165,7 +174,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         f" {counted(stages[0].train.records, 'record')} of {stages[0].train.manifest.length} tokens;"
         + (f" continuing after step {done:,}" if done else f" {counted(recipe.steps, 'step')}")
     )
-    for note in notes:
+    for note in [*damaged, *notes]:
         report.say(note)
     if recipe.train.deterministic:
         report.say(flags.price(platform))
@@ -193,6 +202,8 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
             # nobody begins what another one will not join
             if any(processes.gather(f"compiled/{len(compiled)}", stopped, 3600).values()):
                 raise Stopped
+        if first:
+            rundir.mark_compiled(run_dir)
         report.pause()  # rates leave the compilation out
 
     def save(state: TrainState) -> None:
@@ -221,21 +232,24 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
                 figures = measure(eval_step, state.params, until_told(chain([one], placed), told))
             told_name = {"set": name} if name else {}
             report.heldout({"step": int(state.step), "stage": stage.number, **told_name, **figures})
-        report.pause()
+        if first:
+            with clock.timed("drawing"):
+                picture.update()
 
     def settle(pending: Pending | None) -> None:
         """Bring a step's metrics to the host; this waits for that step."""
         if pending is not None:
             row = report_row(pending, stage.number, groups)
-            report.step(row, pending.batch.tokens)
+            report.step(row, amount_of(pending.batch, flops[stage.number]))
             watch.done(row["step"])
             known = {
                 "seed": recipe.train.seed,
                 "masking": recipe.data.masking,
                 "manifest": manifests[folders.index(stage.path)],
             }
-            for line in (jumps.note(row), bundles.note(row, pending.batch.records, pending.batch.rows, known)):
-                if line:
+            if first:
+                kept = bundles.note(row, pending.batch.records, pending.batch.rows, known)
+                for line in filter(None, (jumps.note(row), kept)):
                     report.say(line)
             if row["skipped"] >= recipe.train.skip_limit:
                 raise UserError(
@@ -244,15 +258,21 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
                     "lower the learning rate or lengthen the warm-up; the newest checkpoint is from before",
                 )
 
+    def finish_step() -> None:
+        """Wait for the step that is running: only from then on is waiting for data time that is lost."""
+        with clock.timed("training"):
+            jax.block_until_ready(pending.metrics if pending else None)
+
     # -------------------------------------------------------------------------------------------------- the loop
     owed = done and not processes.gather("measured", first and rundir.measured(run_dir, done), 600)[0]
     unread: list[UserError] = []  # records that the data thread cannot read: known some batches before their step
-    stop, pending, saved_at = False, None, time.monotonic()
-    with sharding.on(mesh), report:
+    pending: Pending | None = None
+    stop, saved_at = False, time.monotonic()
+    with sharding.on(mesh), clock.timed("training"), report:  # what is not said to be something else inside
         for stage in stages:
             begin, end = stage.first_step, stage.last_step
             load = partial(stage.batches.load, rows_of=partial(sharding.process_rows, mesh))
-            load = noting(faults.loading(load, begin), unread)
+            load = noting(faults.loading(load, begin), UserError, unread)
             train_step = jax.jit(
                 make_train_step(loss, weigh, tx, schedule, recipe.train.seed, stage.settings.accumulate),
                 out_shardings=(places, sharding.replicated(mesh)),
@@ -265,9 +285,10 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
                     continue
                 if done <= begin and stage.settings.restart:
                     state = state._replace(opt_state=jax.jit(tx.init, out_shardings=places.opt_state)(state.params))
-                with closing(ahead(load, max(done - begin, 0), end - begin)) as batches:
-                    readable = clock.each("waiting for data", until_unread(batches))
+                with closing(ahead(load, max(done - begin, 0), end - begin, idle=finish_step)) as batches:
+                    readable = clock.each(WAITING, until_error(batches, UserError))
                     for step, batch in enumerate(readable, max(done, begin) + 1):
+                        profile.before(step, state)
                         rows = to_devices(batch.rows, sharding.rows(mesh))
                         compile_first(train_step, f"step of stage {stage.number}", state, rows)
                         with clock.timed("training"):
@@ -298,6 +319,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
             if stop or unread:
                 break
         settle(pending)
+        profile.close(state)
         step = int(state.step)
         finished = step == recipe.steps and not stop
         saves = step > 0 and (stop or not unread or jax.process_count() == 1)  # the others may be inside a step
@@ -309,9 +331,10 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         report.say("done" if finished else stopped)
 
     # --------------------------------------------------------------------------------------------------- the end
-    if first:
-        close_session(run_dir, clock, step, recipe.steps)
-        draw_curves(run_dir)
+    if first and step:
+        write_report(run_dir, step, recipe.steps)
+        picture.draw()
+        print(time_table(run_dir))
     if unread:
         raise unread[0]
     return 0 if finished else STOPPED
@@ -320,27 +343,30 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
 # ------------------------------------------------------------------------------------------------------ its parts
 
 
-def restore_newest(checkpoints: Checkpoints, like: TrainState) -> TrainState | None:
-    """The newest state that can be read, placed as `like` says; None where nothing was saved yet.
+def restore_newest(checkpoints: Checkpoints, like: TrainState) -> tuple[TrainState | None, list[str]]:
+    """The newest state that can be read, placed as `like` says (None where nothing was saved yet), and what to tell.
 
     A damaged checkpoint is told and moved aside: the steps since the one before are computed again.
 
     Raises:
         UserError: it is another network's, or damaged and the only one.
     """
+    damaged: list[str] = []
     while (step := checkpoints.latest()) is not None:
+        place = checkpoints.path / str(step)
         try:
-            return from_items(step, *checkpoints.restore(step, *to_items(like)), like)
+            return from_items(step, *checkpoints.restore(step, *to_items(like)), like), damaged
         except Damaged as error:
             if checkpoints.steps() == [step]:
                 raise UserError(
                     f"this checkpoint cannot be read ({error}), and there is none before it",
-                    str(checkpoints.path / str(step)),
+                    str(place),
                     "restore it from a copy, or move it away to begin anew",
                 ) from error
-            processes.on_first_process(partial(checkpoints.set_aside, step, str(error)))
+            damaged.append(f"{place}: this checkpoint cannot be read ({error}); moved to {step}.damaged")
+            processes.on_first_process(partial(checkpoints.set_aside, step))
             checkpoints.reload()
-    return None
+    return None, damaged
 
 
 class Pending(NamedTuple):
@@ -358,23 +384,19 @@ def report_row(pending: Pending, stage: int, groups: list[str]) -> dict[str, Any
         for name, pair in jax.device_get(pending.metrics).items()
         if pair[1] or not name.startswith("next_sentence")  # rows of one segment have no such figure
     }
-    return {"step": pending.step, "stage": stage, **means(metrics, groups), "batch": pending.batch.digest}
+    batch, figures = pending.batch, means(metrics, groups)
+    return {"step": pending.step, "stage": stage, **figures, "tokens": batch.tokens, "batch": batch.digest}
 
 
-def noting(load: Callable[[int], TrainBatch], unread: list[UserError]) -> Callable[[int], TrainBatch]:
-    """`load`, which also puts into `unread` why a batch cannot be read: the loop knows before it gets there."""
-
-    def noted(t: int) -> TrainBatch:
-        try:
-            return load(t)
-        except UserError as error:
-            unread.append(error)
-            raise
-
-    return noted
+def flops_a_token(config: BertConfig, data: Dataset) -> float:
+    """Training FLOPs a useful token of these records, each token attending within its own record."""
+    tokens = data.tokens.astype(np.float64)
+    predictions = np.minimum(data.manifest.predictions, data.manifest.settings["rate"] * tokens)
+    work = cost.Work(tokens.sum(), np.square(tokens).sum(), predictions.sum(), len(tokens))
+    return cost.train_flops(config, work) / work.tokens
 
 
-def until_unread(batches: Iterator[TrainBatch]) -> Iterator[TrainBatch]:
-    """The batches up to the first that cannot be read."""
-    with suppress(UserError):
-        yield from batches
+def amount_of(batch: TrainBatch, flops: float) -> Amount:
+    """What a batch lets the devices work through; `flops` a useful token. Every process has an equal part of it."""
+    places = batch.rows["input_ids"].size * jax.process_count()
+    return Amount(batch.tokens, places, batch.tokens * flops)

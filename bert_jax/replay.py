@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.config import load_recipe, with_data
+from bert_jax.config import load_recipe, with_data, with_steps
 from bert_jax.data.feed import to_devices
 from bert_jax.data.stages import check_stages, open_stages
 from bert_jax.errors import UserError
-from bert_jax.model import bert
+from bert_jax.model import attention, bert
 from bert_jax.store.checkpoint import Checkpoints, Damaged
 from bert_jax.train import sharding
 from bert_jax.train.loss import Batch, LossFn, make_pretraining_loss, weigh
@@ -37,12 +37,20 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.run / "recipe.toml")
     if args.data:
         recipe = with_data(recipe, str(args.data))
+    stages = open_stages(recipe)
+    recipe = with_steps(recipe, [stage.settings.steps for stage in stages])
     if not 0 < args.step <= recipe.steps:
         raise UserError(f"there is no step {args.step}", str(args.run), f"give one from 1 to {recipe.steps}")
-    stages = open_stages(recipe)
     config = check_stages(recipe, stages)
     mesh = sharding.make_mesh(recipe.train.mesh_data, recipe.train.mesh_fsdp, recipe.train.mesh_tensor)
-    loss = make_pretraining_loss(config, recipe.train.execution)
+    execution, _ = attention.choose(
+        recipe.train.attention,
+        config,
+        recipe.train.execution,
+        lengths=[length for stage in stages for length in stage.lengths],
+        sequences=recipe.data.sequences if recipe.data.batching == "packed" else 1,
+    )
+    loss = make_pretraining_loss(config, execution)
     tx, schedule, seed = make_optimizer(recipe.train), make_schedule(recipe.stage), recipe.train.seed
     make_state = partial(fresh_state, config, seed, tx)
     shapes = jax.eval_shape(make_state)

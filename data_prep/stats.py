@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from bert_jax.text.corrupt import special_ids
 from bert_jax.text.features import Records, RecordSpec, check, restore
-from bert_jax.text.manifest import Manifest, Split
+from bert_jax.text.manifest import LEVELS, Manifest, Split
 from bert_jax.text.tokenizer import Special
 from data_prep.views import Data, label_name, label_names, labels, layout_of, open_data, plural
 
@@ -87,7 +87,7 @@ def whole_counts(manifest: Manifest) -> list[tuple[str, tuple[str, str]]]:
 def levels(manifest: Manifest) -> list[tuple[str, str, str]]:
     """Name, loss and accuracy of the reference levels."""
     return [
-        (name.replace("_", " "), f"{level['loss']:.4f}", f"{level['accuracy']:.4f}" if "accuracy" in level else "")
+        (LEVELS.get(name, name), f"{level['loss']:.4f}", f"{level['accuracy']:.4f}" if "accuracy" in level else "")
         for name, level in manifest.levels.items()
     ]
 
@@ -95,7 +95,7 @@ def levels(manifest: Manifest) -> list[tuple[str, str, str]]:
 def table(manifest: Manifest) -> str:
     """Counts and rates of the splits, and the reference levels, as aligned text."""
     rows, whole = counts(manifest), whole_counts(manifest)
-    width = max(18, *(len(name) + 2 for name, *_ in rows + whole))
+    width = max(18, *(len(name) + 2 for name, *_ in rows + whole + levels(manifest)))
 
     def line(name: str, *cells: tuple[str, str]) -> str:
         return (f"{name:{width}}" + "".join(f"{count:>15}{share:>10}" for count, share in cells)).rstrip()

@@ -56,7 +56,7 @@ def alone(model: Model, ids: list[int], segments: list[int] | None = None) -> np
 
 @partial(jax.jit, static_argnums=0)
 def every_layer(config: BertConfig, params: bert.Params, batch: bert.Batch) -> jax.Array | None:
-    return bert.encode(config, params, batch, all_layers=True, execution=Execution(scan=True)).layers
+    return bert.encode(config, params, batch, all_layers=True, execution=Execution(scan="on")).layers
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -35,18 +35,24 @@ def one(world: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @contextmanager
-def two_processes(*arguments: object) -> Iterator[list[subprocess.Popen[str]]]:
-    """`bert-jax pretrain ... --distributed` twice, with the variables that `srun` gives its tasks."""
+def processes(count: int, *arguments: object) -> Iterator[list[subprocess.Popen[str]]]:
+    """`bert-jax pretrain ... --distributed` so many times, with the variables that `srun` gives its tasks."""
+    with told_by_slurm(count, "-m", "bert_jax.cli", "pretrain", *arguments, "--distributed") as started:
+        yield started
+
+
+@contextmanager
+def told_by_slurm(count: int, *arguments: object) -> Iterator[list[subprocess.Popen[str]]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "bert_jax.cli", "pretrain", *map(str, arguments), "--distributed"]
+    command = [sys.executable, *map(str, arguments)]
     started = []
-    for number in range(2):
+    for number in range(count):
         told = {
             "SLURM_JOB_ID": "1",
             "SLURM_STEP_NODELIST": "127.0.0.1",
-            "SLURM_NTASKS": "2",
+            "SLURM_NTASKS": str(count),
             "SLURM_PROCID": str(number),
             "SLURM_LOCALID": str(number),
             "JAX_COORDINATOR_PORT": str(port),
@@ -81,7 +87,7 @@ def test_two_processes_train_as_one(world: tuple[Path, Path], one: Path, tmp_pat
     """Each with one device and half of every batch; with fsdp each holds half of the parameters too."""
     recipe, data = world
     run = tmp_path / "two"
-    with two_processes(recipe, "--data", data, "--run", run, *SHORT, "--set", f"train.mesh_fsdp={fsdp}") as both:
+    with processes(2, recipe, "--data", data, "--run", run, *SHORT, "--set", f"train.mesh_fsdp={fsdp}") as both:
         said = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     told = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for out, _ in said]
@@ -97,15 +103,71 @@ def test_two_processes_train_as_one(world: tuple[Path, Path], one: Path, tmp_pat
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"5", "10"}
 
 
+# Thirty steps without dropout, the last ten of them in accumulation pieces.
+STILL = ["--set", "model.hidden_dropout=0.0", "--set", "model.attention_dropout=0.0", "--set", "report.seconds=1000"]
+STILL += ["--set", "stage.0.steps=20", "--set", "stage.1.steps=10", "--set", "train.evaluate_every=100"]
+STILL += ["--set", "stage.0.learning_rate=1e-3"]
+
+
+@pytest.fixture(scope="module")
+def thirty(world: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """One process, one device."""
+    run = tmp_path_factory.mktemp("thirty") / "run"
+    done = bert_jax("pretrain", world[0], "--data", world[1], "--run", run, *STILL)
+    assert done.returncode == 0, done.stderr
+    rows = lines(run)
+    assert len(rows) == 30 and len({row["batch"] for row in rows}) == 30
+    return rows
+
+
+@pytest.mark.parametrize(("count", "fsdp", "tensor"), [(2, 1, 1), (4, 1, 1), (4, 2, 2)])
+def test_thirty_steps_are_the_same_on_several_processes(
+    world: tuple[Path, Path], thirty: list[dict], tmp_path: Path, count: int, fsdp: int, tensor: int
+) -> None:
+    """Data alone; and pieces of parameters where two processes each read the same rows."""
+    run = tmp_path / "run"
+    mesh = ["--set", f"train.mesh_fsdp={fsdp}", "--set", f"train.mesh_tensor={tensor}"]
+    mesh += ["--set", "train.shard_optimizer=true"] if count == 2 else []
+    with processes(count, world[0], "--data", world[1], "--run", run, *STILL, *mesh) as all_of_them:
+        said = [process.communicate(timeout=900) for process in all_of_them]
+    assert [process.returncode for process in all_of_them] == [0] * count, said
+    assert read_json(run / "provenance.json")["mesh"] == {
+        "data": count // (fsdp * tensor),
+        "fsdp": fsdp,
+        "tensor": tensor,
+    }
+    rows = lines(run)
+    assert [row["batch"] for row in rows] == [row["batch"] for row in thirty]
+    for name in ("loss", "masked_lm_loss", "next_sentence_loss"):
+        assert [row[name] for row in rows] == pytest.approx([row[name] for row in thirty], abs=1e-5, rel=0)
+
+
+def test_each_process_reads_its_slice_of_a_batch_and_no_more() -> None:
+    code = """
+import jax
+from bert_jax.train import processes, sharding
+processes.join_processes()
+for shape in ((4, 1, 1), (2, 2, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)):
+    mine = sharding.process_rows(sharding.make_mesh(*shape), 16)
+    print(mine.start, mine.stop)
+"""
+    with told_by_slurm(4, "-c", code) as four:
+        said = [process.communicate(timeout=600) for process in four]
+    told = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for out, _ in said]
+    quarters, halves, whole = ["0 4", "4 8", "8 12", "12 16"], ["0 8", "0 8", "8 16", "8 16"], ["0 16"] * 4
+    expected = zip(quarters, quarters, halves, halves, whole, strict=True)
+    assert told == [list(ranges) for ranges in expected], said
+
+
 def test_a_notice_to_one_process_stops_all_at_the_same_step_and_one_process_goes_on(
     world: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """SIGTERM to the second of two; what both saved, in halves, continues on one device."""
+    """SIGTERM to the second of two, which train the same rows; what both saved, in halves, continues on one device."""
     recipe, data = world
     settings = ["--set", "stage.0.steps=2000", "--set", "stage.0.learning_rate=1e-4", "--set", "report.seconds=0"]
     settings += ["--set", "checkpoint.every=100000", "--set", "train.evaluate_every=100000"]
     run = tmp_path / "run"
-    with two_processes(recipe, "--data", data, "--run", run, *settings, "--set", "train.mesh_fsdp=2") as both:
+    with processes(2, recipe, "--data", data, "--run", run, *settings, "--set", "train.mesh_tensor=2") as both:
         assert both[0].stdout is not None
         for line in both[0].stdout:
             if line.startswith("step"):
@@ -132,7 +194,7 @@ def test_a_notice_to_one_process_stops_all_at_the_same_step_and_one_process_goes
 def test_what_the_first_process_finds_wrong_ends_both(world: tuple[Path, Path], tmp_path: Path) -> None:
     recipe, data = world
     (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
-    with two_processes(recipe, "--data", data, "--run", tmp_path, *SHORT) as both:
+    with processes(2, recipe, "--data", data, "--run", tmp_path, *SHORT) as both:
         said = [process.communicate(timeout=600)[1] for process in both]
     assert [process.returncode for process in both] == [1, 1], said
     assert "this directory is not empty and holds no run" in said[0]

@@ -24,9 +24,11 @@ NOUNS = {
     "train": {"config", "errors", "model"},
     "store": {"config", "cost", "errors", "text"},
     "convert": {"config", "errors", "model", "text"},
+    "footprint": {"config", "data", "errors", "model", "train"},  # what a step holds; `plan` and benchmarks ask it
+    "advice": {"config", "data", "errors", "text"},
     "data_prep": {"text", "config", "errors"},
 }
-VERBS = {"pretrain", "evaluate", "replay", "report", "exchange", "fill_mask"}
+VERBS = {"pretrain", "plan", "doctor", "evaluate", "replay", "report", "compare", "exchange", "fill_mask"}
 MAY = {
     **NOUNS,
     **dict.fromkeys(VERBS, (NOUNS.keys() - {"data_prep"}) | {"api"}),
@@ -37,7 +39,7 @@ MAY = {
 
 # Library → the rooms whose source may name it at all.
 LIBRARIES = {
-    "jax": {"data", "model", "train", "store", "convert", "api", *VERBS},
+    "jax": {"data", "model", "train", "store", "convert", "api", "footprint", *VERBS},
     "flax": {"model", "train"},  # train/sharding.py sets the rules for the names that model/ gives to axes
     "optax": {"train"},
     "orbax": {"store"},

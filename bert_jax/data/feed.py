@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import jax
@@ -13,6 +14,7 @@ from jax.sharding import NamedSharding
 from bert_jax.data.batching import HostBatch
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 def to_devices(rows: HostBatch, sharding: NamedSharding) -> dict[str, jax.Array]:
@@ -20,10 +22,13 @@ def to_devices(rows: HostBatch, sharding: NamedSharding) -> dict[str, jax.Array]
     return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in rows.items()}
 
 
-def ahead(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> Iterator[T]:
+def ahead(
+    make: Callable[[int], T], start: int, stop: int, depth: int = 2, idle: Callable[[], None] = lambda: None
+) -> Iterator[T]:
     """make(start), …, make(stop − 1), computed by one thread up to `depth` items before they are asked for.
 
-    An error in the thread is raised here, in its turn. Closing the iterator ends the thread.
+    An error in the thread is raised here, in its turn. Closing the iterator ends the thread. Where an item is not
+    there when it is asked for, `idle` is called first: what there is to do meanwhile.
     """
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
     closed = threading.Event()
@@ -50,6 +55,8 @@ def ahead(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> It
     thread.start()
     try:
         for _ in range(start, stop):
+            if ready.empty():
+                idle()
             value, error = ready.get()
             if error is not None:
                 raise error
@@ -57,3 +64,25 @@ def ahead(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> It
     finally:
         closed.set()
         thread.join()
+
+
+def noting(make: Callable[[int], T], kind: type[E], errors: list[E]) -> Callable[[int], T]:
+    """`make`, which puts an error of this kind into `errors` before it raises it.
+
+    Made `ahead`, an item that fails is known some items before it is asked for.
+    """
+
+    def noted(t: int) -> T:
+        try:
+            return make(t)
+        except kind as error:
+            errors.append(error)
+            raise
+
+    return noted
+
+
+def until_error(items: Iterable[T], kind: type[BaseException]) -> Iterator[T]:
+    """The items up to the one that raises an error of this kind."""
+    with suppress(kind):
+        yield from items

@@ -241,14 +241,19 @@ def open_batches(
     """
 
     def blocks(dataset: Dataset) -> Blocks:
-        return Blocks(dataset.tokens, dataset.manifest.length, seed, number)
+        if dataset.tokens.max() > dataset.manifest.length:
+            raise UserError(
+                f"a record has {dataset.tokens.max()} tokens where the manifest says {dataset.manifest.length} at most",
+                str(dataset.shards[0].path.parent),
+                "copy the shards, their indexes and manifest.json from one place, or make them anew",
+            )
+        return Blocks(np.maximum(dataset.tokens, 1), dataset.manifest.length, seed, number)
 
     def source(dataset: Dataset) -> Source:
         order: Order | PackedOrder = Order(dataset.records, seed, number)
         if data.batching == "packed":
-            histogram = np.bincount(dataset.tokens, minlength=dataset.manifest.length + 1)
-            capacity = packed_capacity(dataset.manifest, histogram, data.sequences)
-            order = PackedOrder(blocks(dataset), capacity)
+            parts = blocks(dataset)
+            order = PackedOrder(parts, packed_capacity(dataset.manifest, parts.histograms.sum(0), data.sequences))
         return Source(dataset, order, seed, number, data.masking)
 
     ramp = Ramp(stage.batch, stage.ramp_from, stage.ramp_steps)

@@ -72,8 +72,8 @@ class Blocks:
     the stream is then found by division, however many epochs came before. Each epoch takes the blocks in another order.
     """
 
-    tokens: np.ndarray  # int32[records]
-    longest: int
+    tokens: np.ndarray  # int32[records], 1..T
+    longest: int  # T
     seed: int
     stage: int
     block: int = BLOCK
@@ -90,9 +90,8 @@ class Blocks:
     @cached_property
     def histograms(self) -> np.ndarray:
         """int64[blocks, T + 1]: how many records of each block have each length."""
-        width = self.longest + 1
-        places = np.arange(len(self.tokens)) % self.number * width + self.tokens
-        return np.bincount(places, minlength=self.number * width).reshape(self.number, width)
+        parts = (self.tokens[block :: self.number] for block in range(self.number))
+        return np.stack([np.bincount(tokens, minlength=self.longest + 1) for tokens in parts])
 
     def spans(self, sizes: np.ndarray, start: int, stop: int) -> Iterator[tuple[int, int, slice]]:
         """Where places start..stop−1 of the stream lie: (epoch, block, places in the block), in order.
@@ -217,7 +216,7 @@ class BucketedOrder:
                 batches += [(part, length) for part in np.array_split(have, number)] if number else []
             else:
                 whole = number * self.batch_rows(length)
-                batches += [(part, length) for part in have[:whole].reshape(number, -1)]
+                batches += [(part, length) for part in have[:whole].reshape(number, self.batch_rows(length))]
                 left = have[whole:]
         return [batches[i] for i in shuffle(len(batches), (self.blocks.seed, self.blocks.stage, epoch, block, 1))]
 

@@ -17,7 +17,7 @@ from jax import Array, lax
 from bert_jax.config import BertConfig, Execution
 from bert_jax.model import attention
 from bert_jax.model.heads import MaskedLM, next_sentence, pooler
-from bert_jax.model.layers import Embeddings, Layer
+from bert_jax.model.layers import SAVED, Embeddings, Layer
 
 Params = dict[str, Any]
 Batch = dict[str, Array]
@@ -116,10 +116,13 @@ def encode(
         layer_key = None if layers_key is None else jax.random.fold_in(layers_key, number)
         return module.apply({"params": weights}, x, mask, layer_key)
 
-    if execution.remat:
-        layer = jax.checkpoint(layer, prevent_cse=not execution.scan)
+    loops = scanned(config, execution)
+    if execution.remat != "none":
+        kept = SAVED if execution.remat == "names" else ()
+        policy = jax.checkpoint_policies.save_only_these_names(*kept)
+        layer = jax.checkpoint(layer, prevent_cse=not loops, policy=policy)
 
-    if execution.scan:
+    if loops:
 
         def body(x: Array, place: tuple[Params, Array]) -> tuple[Array, Array | None]:
             y = layer(x, *place)
@@ -133,6 +136,17 @@ def encode(
     for number, weights in enumerate(_unstack(params["layers"], config.layers)):
         states.append(layer(states[-1], weights, number))
     return Encoded(states[-1], jnp.stack(states) if all_layers else None)
+
+
+def scanned(config: BertConfig, execution: Execution) -> bool:
+    """Whether layers are looped over rather than unrolled.
+
+    Unrolled is faster on a CPU and on a GPU, where a loop copies each layer's weights and stacks what the backward pass
+    needs. On a TPU a loop costs nothing, and compiling many layers does.
+    """
+    if execution.scan == "auto":
+        return jax.default_backend() == "tpu" or config.layers > 24
+    return execution.scan == "on"
 
 
 def apply(

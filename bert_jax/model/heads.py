@@ -9,13 +9,13 @@ from flax import linen as nn
 from jax import Array
 
 from bert_jax.config import BertConfig
-from bert_jax.model.layers import Product, activation, layer_norm, zeros
+from bert_jax.model.layers import Product, activation, layer_norm, multiply, zeros
 
 
 def pooler(config: BertConfig, dtype: Any) -> Product:
     """The dense layer over the [CLS] states, whose tanh is the pooled output: [B, S, D] → [B, S, D]."""
     kernel = (("embed", config.width), (None, config.width))
-    return Product(config, dtype, "bsd,de->bse", kernel, ("norm",))
+    return Product(config, dtype, kernel, ("norm",))
 
 
 def next_sentence(config: BertConfig) -> Product:
@@ -23,7 +23,7 @@ def next_sentence(config: BertConfig) -> Product:
 
     Of two, 0 is the true next segment and 1 is not; of three, they are next, previous and random.
     """
-    return Product(config, jnp.float32, "bsd,de->bse", (("embed", config.width), (None, config.relations)), (None,))
+    return Product(config, jnp.float32, (("embed", config.width), (None, config.relations)), (None,))
 
 
 class MaskedLM(nn.Module):
@@ -38,8 +38,8 @@ class MaskedLM(nn.Module):
         """Hidden states [B, P, D] and the table float32[V, D] → logits float32[B, P, V]."""
         c = self.config
         kernel = (("embed", c.width), (None, c.width))
-        x = Product(c, self.dtype, "bpd,de->bpe", kernel, ("norm",), name="transform")(chosen)
+        x = Product(c, self.dtype, kernel, ("norm",), name="transform")(chosen)
         x = layer_norm(c, self.dtype)(activation(c, x))
         bias = self.param("bias", zeros("vocab"), (c.vocab_size,), jnp.float32)
-        logits = jnp.einsum("bpd,vd->bpv", x, word.astype(self.dtype), preferred_element_type=jnp.float32)
-        return logits + bias[None, None]
+        logits = multiply(x.reshape(-1, c.width), word.T, self.dtype, jnp.float32) + bias[None]
+        return logits.reshape(*chosen.shape[:2], -1)

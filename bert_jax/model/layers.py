@@ -6,17 +6,24 @@ names of its axes; `train/sharding.py` maps those names to mesh axes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 
 from bert_jax.config import BertConfig
 from bert_jax.model.attention import Attend
 from bert_jax.model.dropout import dropout
+
+# What a layer keeps for the backward pass with `Execution.remat = "names"`: whatever a product made. Norms, GELU,
+# softmax and dropout masks are made again from these, which costs less than to write and read them.
+SAVED = ("qkv", "context", "sum", "pre-activation")
 
 
 def normal(config: BertConfig, *axes: str | None) -> Callable[..., Any]:
@@ -65,12 +72,65 @@ def layer_norm(config: BertConfig, dtype: Any) -> nn.LayerNorm:
 
 
 def activation(config: BertConfig, x: Array) -> Array:
-    """GELU: with erf, or google-research/bert's approximation by tanh."""
-    return jax.nn.gelu(x, approximate=config.activation == "gelu_tanh")
+    """GELU (Hendrycks and Gimpel 2016): with erf, or google-research/bert's approximation by tanh."""
+    return jax.nn.gelu(x, approximate=True) if config.activation == "gelu_tanh" else gelu(x)
+
+
+@jax.custom_jvp
+def gelu(x: Array) -> Array:
+    """x Φ(x), computed in float32.
+
+    `jax.nn.gelu` takes erfc, three passes over memory on a CPU; its gradient as JAX derives it keeps two arrays more.
+    """
+    wide = x.astype(jnp.float32)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    wide = x.astype(jnp.float32)
+    slope = _normal_cdf(wide) + wide * jnp.exp(-0.5 * jnp.square(wide)) * (2.0 * math.pi) ** -0.5
+    return gelu(x), dx * slope.astype(x.dtype)
+
+
+def _normal_cdf(x: Array) -> Array:
+    return 0.5 + 0.5 * lax.erf(x * 0.5**0.5)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def multiply(x: Array, kernel: Array, dtype: Any, out: Any) -> Array:
+    """x [R, K] · kernel [K, M] → [R, M] of dtype `out`; operands are taken in `dtype`, forward and backward.
+
+    The gradient of the kernel stays float32, as the product summed it: a cast's own gradient would round it to `dtype`
+    on the way to the parameter. On a CPU all results are float32 before they are rounded, since XLA there has a fast
+    bfloat16 product in that form only (two of float32's rate, where bfloat16 results run at one).
+    """
+    return _dot(x, kernel.astype(dtype), (1, 0), out)
+
+
+def _multiply_forward(x: Array, kernel: Array, dtype: Any, out: Any) -> tuple[Array, tuple[Array, Array]]:
+    return multiply(x, kernel, dtype, out), (x, kernel)
+
+
+def _multiply_backward(dtype: Any, out: Any, kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    del out
+    x, kernel = kept
+    dy = dy.astype(dtype)
+    return _dot(dy, kernel.astype(dtype), (1, 1), x.dtype), _dot(x, dy, (0, 0), kernel.dtype)
+
+
+multiply.defvjp(_multiply_forward, _multiply_backward)
+
+
+def _dot(a: Array, b: Array, over: tuple[int, int], out: Any) -> Array:
+    """Two matrices multiplied over one axis of each."""
+    sums = jnp.float32 if jax.default_backend() == "cpu" else out
+    return lax.dot_general(a, b, (((over[0],), (over[1],)), ((), ())), preferred_element_type=sums).astype(out)
 
 
 class Product(nn.Module):
-    """One dense product and its bias; the equation says which axes meet.
+    """One dense product and its bias: the kernel's first axes meet the last ones of x.
 
     `kernel` names the kernel's axes and their sizes, `bias` names the bias's, which are the kernel's last ones.
     Every axis keeps its own place in the parameter (heads are not flattened), so that each can be sharded by name.
@@ -78,17 +138,24 @@ class Product(nn.Module):
 
     config: BertConfig
     dtype: Any
-    equation: str
     kernel: tuple[tuple[str | None, int], ...]
     bias: tuple[str | None, ...]
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """[*rows, *inner] → [*rows, *outer], computed as one product of two matrices.
+
+        With its axes apart, a product's gradient contracts several of them at once, for which XLA on a CPU transposes
+        the kernel first. To merge neighbouring axes is free, and keeps the sharding of the first of them.
+        """
         names, shape = zip(*self.kernel, strict=True)
+        inner = len(shape) - len(self.bias)
         kernel = self.param("kernel", normal(self.config, *names), shape, jnp.float32)
-        bias = self.param("bias", zeros(*self.bias), shape[-len(self.bias) :], jnp.float32)
-        y = jnp.einsum(self.equation, x.astype(self.dtype), kernel.astype(self.dtype))
-        return y + jnp.expand_dims(bias.astype(self.dtype), tuple(range(y.ndim - bias.ndim)))
+        bias = self.param("bias", zeros(*self.bias), shape[inner:], jnp.float32)
+        size = math.prod(shape[:inner])
+        y = multiply(x.astype(self.dtype).reshape(-1, size), kernel.reshape(size, -1), self.dtype, self.dtype)
+        y = y + bias.astype(self.dtype).reshape(1, -1)
+        return y.reshape(*x.shape[: x.ndim - inner], *shape[inner:])
 
 
 class Embeddings(nn.Module):
@@ -125,16 +192,17 @@ class Attention(nn.Module):
         c = self.config
         size = c.width // c.heads
 
+        # three products: joined into one they took the same time on a CPU, and slicing it costs fused attention a copy
         def project(name: str) -> Array:
             kernel = (("embed", c.width), ("heads", c.heads), ("head_size", size))
-            y = Product(c, self.dtype, "btd,dnh->btnh", kernel, ("heads", "head_size"), name=name)(x)
-            return nn.with_logical_constraint(y, ("batch", None, "heads", None))
+            y = Product(c, self.dtype, kernel, ("heads", "head_size"), name=name)(x)
+            return checkpoint_name(nn.with_logical_constraint(y, ("batch", None, "heads", None)), "qkv")
 
         score_key, output_key = (None, None) if key is None else jax.random.split(key)
         context = self.attend(project("query"), project("key"), project("value"), mask, c.attention_dropout, score_key)
         kernel = (("heads", c.heads), ("head_size", size), ("embed", c.width))
-        y = Product(c, self.dtype, "btnh,nhd->btd", kernel, ("norm",), name="output")(context)
-        return layer_norm(c, self.dtype)(x + dropout(y, c.hidden_dropout, output_key))
+        y = Product(c, self.dtype, kernel, ("norm",), name="output")(checkpoint_name(context, "context"))
+        return layer_norm(c, self.dtype)(checkpoint_name(x + dropout(y, c.hidden_dropout, output_key), "sum"))
 
 
 class FeedForward(nn.Module):
@@ -148,10 +216,11 @@ class FeedForward(nn.Module):
         """[B, T, D] → [B, T, D]."""
         c = self.config
         wide, narrow = ("feed_forward", c.feed_forward), ("embed", c.width)
-        up = Product(c, self.dtype, "btd,df->btf", (narrow, wide), ("feed_forward",), name="up")
-        down = Product(c, self.dtype, "btf,fd->btd", (wide, narrow), ("norm",), name="down")
-        y = down(activation(c, nn.with_logical_constraint(up(x), ("batch", None, "feed_forward"))))
-        return layer_norm(c, self.dtype)(x + dropout(y, c.hidden_dropout, key))
+        up = Product(c, self.dtype, (narrow, wide), ("feed_forward",), name="up")
+        down = Product(c, self.dtype, (wide, narrow), ("norm",), name="down")
+        before = checkpoint_name(nn.with_logical_constraint(up(x), ("batch", None, "feed_forward")), "pre-activation")
+        y = down(activation(c, before))
+        return layer_norm(c, self.dtype)(checkpoint_name(x + dropout(y, c.hidden_dropout, key), "sum"))
 
 
 class Layer(nn.Module):

@@ -44,7 +44,7 @@ class Checkpoints:
     A save that fails is told, and training goes on; after `failures` in a row it is an error.
 
     Args:
-        say: takes the line that tells of a failed save or a damaged checkpoint.
+        say: takes the line that tells of a failed save.
         read_only: of a run that may be training at this moment: nothing is cleared away.
     """
 
@@ -108,7 +108,8 @@ class Checkpoints:
                 str(self.path),
                 "make room, or keep fewer with --set checkpoint.keep=1",
             )
-        place, tree = self.path / "trial", {"written": np.arange(1000, dtype=np.int32)}
+        # beside them: the manager may be clearing away halves among them at this moment
+        place, tree = self.path.with_name("checkpoints-trial"), {"written": np.arange(1000, dtype=np.int32)}
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(place, tree, force=True)
@@ -118,7 +119,7 @@ class Checkpoints:
             raise self._unwritable(error) from error
         finally:
             if jax.process_index() == 0:
-                for path in self.path.glob("trial*"):
+                for path in place.parent.glob(f"{place.name}*"):
                     shutil.rmtree(path, ignore_errors=True)
         if not np.array_equal(found["written"], tree["written"]):
             raise UserError("what is written here comes back changed", str(self.path), "choose another disk")
@@ -191,11 +192,10 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
 
-    def set_aside(self, step: int, reason: str) -> None:
-        """Move a damaged checkpoint out of the way, and say so; then all processes `reload`."""
+    def set_aside(self, step: int) -> None:
+        """Move a damaged checkpoint out of the way, on one process; then all `reload`."""
         place = self.path / str(step)
         place.rename(place.with_name(f"{step}.damaged"))
-        self._say(f"{place}: this checkpoint cannot be read ({reason}); moved to {step}.damaged")
 
     def reload(self) -> None:
         """Look anew at what is on disk."""

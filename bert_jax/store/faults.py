@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,10 +75,11 @@ class Faults:
 
 def _die_inside(checkpoints: Path, step: str) -> None:
     while True:
-        for path in checkpoints.iterdir():
-            # the name with more behind it is that of a save under way
-            if path.name == step or (path.name.startswith(f"{step}.") and any(path.rglob("*"))):
-                os.kill(os.getpid(), signal.SIGKILL)
+        with suppress(OSError):  # renamed while it was looked into
+            for path in checkpoints.iterdir():
+                # the name with more behind it is that of a save under way
+                if path.name == step or (path.name.startswith(f"{step}.") and any(path.rglob("*"))):
+                    os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.0005)
 
 

@@ -1,140 +1,142 @@
-"""What a person sees of a run: progress lines, metrics, TensorBoard, curves, the closing table."""
+"""What a person sees of a run while it goes on: progress lines, metrics, timings, TensorBoard."""
 
 from __future__ import annotations
 
-import json
 import math
+import os
+import resource
+import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self, TextIO, TypeVar
+from typing import Any, NamedTuple, Self, TextIO
 
-import numpy as np
+import jax
 
-from bert_jax.errors import UserError
-from bert_jax.store.rundir import read_json, read_metrics, write_json
+from bert_jax.config import ReportSettings
+from bert_jax.cost import mfu, of_kind
+from bert_jax.store.clock import WAITING, Clock, duration
+from bert_jax.store.plateau import Plateau
+from bert_jax.store.rundir import Lines, read_json, read_lines, read_metrics
 
-T = TypeVar("T")
-
-# The held-out levels of the manifest, as curves and tables name them.
-LEVELS = {
-    "unigram": "unigram (word frequencies)",
-    "left_bigram": "bigram (left neighbour)",
-    "two_sided_bigram": "bigrams (both neighbours)",
-}
+_KEEP = 10.0  # seconds that a finished step's line may wait for the disk
 
 
-class Clock:
-    """Where the time of a session went: seconds by kind, for `report.json`."""
+class Amount(NamedTuple):
+    """What one step worked through, on all devices: useful tokens, places with padding, useful FLOPs."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def timed(self, kind: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start
-
-    def each(self, kind: str, items: Iterable[T]) -> Iterator[T]:
-        """The items, the time until each one comes counted as `kind`."""
-        iterator = iter(items)
-        while True:
-            with self.timed(kind):
-                item = next(iterator, None)
-            if item is None:
-                return
-            yield item
+    tokens: int
+    places: int
+    flops: float
 
 
 class Reporter:
-    """Writes `metrics.jsonl`, `log.txt`, TensorBoard events, and progress to the terminal.
+    """Writes `metrics.jsonl`, `timings.jsonl`, `log.txt`, TensorBoard events, and progress to the terminal.
 
-    Lines are collected and written together at each progress line and before each checkpoint, so that a checkpoint
-    never knows of a step whose line is lost. On all processes but the first it writes nothing.
+    A line of metrics waits at most some ten seconds and never longer than until the next checkpoint, so that a
+    checkpoint never knows of a step whose line is lost. On all processes but the first nothing is written.
+
+    Args:
+        run: the run directory.
+        settings: `[report]` of the recipe.
+        stages: (steps, size of a step) of each, in any unit that time is proportional to.
+        clock: of this session.
+        done: the step after which this session goes on.
+        active: whether this process is the first.
     """
 
-    def __init__(self, run: Path, total_steps: int, seconds: float, tensorboard: bool, active: bool) -> None:
-        self.run, self.total, self.every, self.active = run, total_steps, seconds, active
-        self._lines: list[str] = []
-        self._held = False  # lines could not be written, and this was said
-        self._log: TextIO | None = (run / "log.txt").open("a", encoding="utf-8") if active else None
-        self._events: Any = None
-        if active and tensorboard:
-            from tensorboardX import SummaryWriter  # noqa: PLC0415  (half a second)
-
-            # a full disk ends its thread: a queue that nobody empties would then stop the run
-            self._events = SummaryWriter(str(run / "tensorboard"), max_queue=30_000)
-        self._last = time.perf_counter()
-        self._steps = self._tokens = 0
-        self._rate = math.nan
+    def __init__(
+        self,
+        run: Path,
+        settings: ReportSettings,
+        stages: Sequence[tuple[int, float]],
+        clock: Clock,
+        done: int,
+        active: bool,
+    ) -> None:
+        self.run, self.settings, self.clock, self.active = run, settings, clock, active
+        self.total = sum(steps for steps, _ in stages)
+        self._stages, self._step = stages, done
+        self._pace = _Pace()
+        self._metrics, self._timings = Lines(run / "metrics.jsonl"), Lines(run / "timings.jsonl")
+        self._told: set[str] = set()
+        self._log: TextIO | None = None
+        self._events: _Events | None = None
+        levels = read_json(run / "manifest.json")["levels"]
+        self._plateau = Plateau({name: level["loss"] for name, level in levels.items()})
+        if active:
+            self._log = (run / "log.txt").open("a", encoding="utf-8")
+            if settings.tensorboard:
+                self._events = _Events(run / "tensorboard", done)
+            for row in read_metrics(run, "train"):
+                self._plateau.see(row["masked_lm_loss"])
+            session = max((line["session"] for line in read_lines(run / "timings.jsonl")), default=0) + 1
+        else:
+            session = 0
+        self._line = {"session": session, "from": done}  # the timings since the line before begin at this step
+        self._counted: dict[str, float] = {}  # seconds by kind that stand in earlier lines
+        clock.seconds["starting"] = clock.elapsed
+        self._since = self._flushed = time.perf_counter()
+        self._write_timings({})
 
     def say(self, text: str) -> None:
         """One line for the person, kept in log.txt. A full disk does not end a run over its log."""
         if self._log:
-            try:
+            with self._survives("log.txt"):
                 print(text, flush=True)
                 self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
                 self._log.flush()
-            except BrokenPipeError:
-                raise
-            except OSError:
-                pass  # what is not written yet is tried again with the next line
 
-    def step(self, row: dict[str, Any], tokens: int) -> None:
-        """Take the metrics of one finished step and its useful tokens."""
-        self._lines.append(json.dumps({"kind": "train", **row}))
-        self._steps += 1
-        self._tokens += tokens
-        if time.perf_counter() - self._last >= self.every or row["step"] == self.total:
+    def step(self, row: dict[str, Any], amount: Amount) -> None:
+        """Take the metrics of one finished step, and what it worked through."""
+        if not self.active:
+            return
+        self._metrics.add({"kind": "train", **row})
+        self._step = row["step"]
+        self._pace.add(amount, self._work(row["step"] - 1, row["step"]))
+        sentence = self._plateau.see(row["masked_lm_loss"])
+        if sentence:
+            self.say(sentence)
+        now = time.perf_counter()
+        if now - self._since >= self.settings.seconds or row["step"] == self.total:
             self._progress(row)
+        elif now - self._flushed >= _KEEP:
+            self._flush_or_say()
 
     def heldout(self, row: dict[str, Any]) -> None:
-        """Take a held-out measurement; `set` names other text than the stage's own."""
-        self._lines.append(json.dumps({"kind": "heldout", **row}))
+        """Take a held-out measurement; `row["set"]` names the held-out text if it is not the run's own."""
+        if not self.active:
+            return
+        self._metrics.add({"kind": "heldout", **row})
         self._flush_or_say()
-        text = f"held out, {row['set']}" if "set" in row else "held out"
-        self._scalars(text.replace(", ", "-").replace(" ", ""), row)
+        other = row.get("set", "")
+        self._scalars("1_held_out", row["step"], {f"{other}_{key}" if other else key: x for key, x in row.items()})
+        name = f"held out ({other})" if other else "held out"
         self.say(
-            f"step {row['step']:,}  {text}: masked LM {row['masked_lm_loss']:.3f} nats,"
+            f"step {row['step']:,}  {name}: masked LM {row['masked_lm_loss']:.3f} nats,"
             f" {row['masked_lm_accuracy']:.1%} right"
             + (f"; next sentence {row['next_sentence_accuracy']:.1%} right" if "next_sentence_accuracy" in row else "")
         )
 
     def pause(self) -> None:
-        """Begin a new stretch of timing: what was done since the last line was not training."""
-        self._last = time.perf_counter()
-        self._steps = self._tokens = 0
+        """Speeds are measured anew from here: what was taken since the last progress line does not count."""
+        self._pace.begin(self.clock.now())
 
     def flush(self) -> None:
         """Everything taken so far is in `metrics.jsonl` when this returns.
 
         Raises:
-            OSError: it cannot be written; nothing is lost, and the next call tries again.
+            OSError: it cannot be written. Nothing is lost, and the next call tries again.
         """
-        if self.active and self._lines:
-            left = "".join(line + "\n" for line in self._lines).encode()
-            with (self.run / "metrics.jsonl").open("ab", buffering=0) as file:
-                end = file.tell()
-                try:
-                    while left:
-                        left = left[file.write(left) :]
-                except OSError:
-                    file.truncate(end)  # no half lines
-                    raise
-            self._held = False
-        self._lines.clear()
+        if self.active:
+            self._flushed = time.perf_counter()
+            self._metrics.write()
+            self._write_timings({})
 
     def _flush_or_say(self) -> None:
-        try:
+        with self._survives("metrics.jsonl", "its lines are held until they can be written"):
             self.flush()
-        except OSError as error:
-            if not self._held:
-                self.say(f"metrics cannot be written ({error.strerror}): they are held until they can")
-            self._held = True
 
     def __enter__(self) -> Self:
         return self
@@ -142,127 +144,201 @@ class Reporter:
     def __exit__(self, *error: object) -> None:
         self._flush_or_say()
         if self._events:
-            self._events.close()
+            with self._survives("tensorboard"):
+                self._events.close()
         if self._log:
             with suppress(OSError):
                 self._log.close()
 
     def _progress(self, row: dict[str, Any]) -> None:
-        elapsed = max(time.perf_counter() - self._last, 1e-9)
-        rate, tokens = self._steps / elapsed, self._tokens / elapsed
-        # an average that forgets, so that one slow stretch does not move the end by hours
-        self._rate = rate if math.isnan(self._rate) else 0.7 * self._rate + 0.3 * rate
-        left = (self.total - row["step"]) / self._rate
-        self.say(
-            f"step {row['step']:,}/{self.total:,}  loss {row['loss']:.3f}  masked LM {row['masked_lm_loss']:.3f}"
-            f" ({row['masked_lm_accuracy']:.1%})  rate {row['learning_rate']:.2e}"
-            f"  {_pace(rate)}  {tokens:,.0f} tokens/s  ETA {_duration(left)}"
-        )
-        self._scalars("train", {**row, "tokens_per_second": tokens})
-        self._flush_or_say()
-        self.pause()
+        figures = {**self._pace.figures(self.clock.now()), **_memory()}
+        step = row["step"]
+        self.say(progress_line(row, self.total, figures, self._pace.eta(self._work(step, self.total))))
+        self._scalars("2_train", step, {name: x for name, x in row.items() if not _of_optimizer(name)})
+        self._scalars("3_optimizer", step, {name: x for name, x in row.items() if _of_optimizer(name)})
+        self._scalars("4_speed", step, {name: x for name, x in figures.items() if not name.endswith("bytes")})
+        self._scalars("5_memory", step, {name: x for name, x in figures.items() if name.endswith("bytes")})
+        with self._survives("metrics.jsonl", "its lines are held until they can be written"):
+            self._metrics.write()
+        self._since = self._flushed = time.perf_counter()
+        self._write_timings(figures)
 
-    def _scalars(self, group: str, row: dict[str, Any]) -> None:
+    def _work(self, begin: int, end: int) -> float:
+        """Steps from `begin` up to `end`, each counted with its stage's size."""
+        work, first = 0.0, 0
+        for steps, size in self._stages:
+            work += size * max(0, min(end, first + steps) - max(begin, first))
+            first += steps
+        return work
+
+    def _write_timings(self, figures: dict[str, float]) -> None:
+        """A line of `timings.jsonl`: what has passed since the line before, and the figures measured."""
+        if not self.active:
+            return
+        total = self.clock.now()
+        seconds = {kind: s - self._counted.get(kind, 0.0) for kind, s in total.items()}
+        rounded = {kind: round(s, 3) for kind, s in seconds.items() if s >= 0.0005}
+        now = {"step": self._step, "time": round(time.time(), 3), "elapsed": round(self.clock.elapsed, 3)}
+        self._timings.add({**self._line, **now, "seconds": rounded, **figures})
+        self._counted = total
+        self._line["from"] = self._step
+        with self._survives("timings.jsonl"):
+            self._timings.write()
+
+    def _scalars(self, group: str, step: int, row: dict[str, Any]) -> None:
         if self._events:
-            for name, value in row.items():
-                if isinstance(value, float):
-                    self._events.add_scalar(f"{group}/{name}", value, row["step"])
+            with self._survives("tensorboard"):
+                self._events.add(step, {f"{group}/{name}": x for name, x in row.items() if isinstance(x, float)})
+
+    @contextmanager
+    def _survives(self, name: str, remedy: str = "training goes on without it") -> Iterator[None]:
+        """What is only looked at must not end a run: that it cannot be written is told once, and training goes on."""
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if name not in self._told:
+                self._told.add(name)
+                with suppress(OSError):
+                    print(
+                        f"{self.run / name}: cannot be written ({error.strerror}); {remedy}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+
+
+def _of_optimizer(name: str) -> bool:
+    return name in ("learning_rate", "gradient_norm", "skipped") or "ratio" in name
+
+
+# ------------------------------------------------------------------------------------------------- progress
+
+
+class _Pace:
+    """Speeds of the stretch since the last figures, and how long the rest takes.
+
+    A stretch is the time spent on steps and on waiting for their data; compiling, evaluating and saving are not in it.
+    """
+
+    def __init__(self) -> None:
+        self.begin({})
+        self._rate = math.nan  # work a second
+        self._stretches = 0
+        self._spent = 0.0  # seconds in stretches
+        self._first: float | None = None  # when the first stretch began
+
+    def begin(self, seconds: dict[str, float]) -> None:
+        """A stretch begins at this state of the clock."""
+        self._from = seconds
+        self._steps, self._work, self._amount = 0, 0.0, Amount(0, 0, 0.0)
+        self._wall = time.perf_counter()
+
+    def add(self, amount: Amount, work: float) -> None:
+        self._steps += 1
+        self._work += work
+        self._amount = Amount(*(a + b for a, b in zip(self._amount, amount, strict=True)))
+
+    def figures(self, seconds: dict[str, float]) -> dict[str, float]:
+        """Speeds of the stretch that ends here; the next one begins. MFU only where the devices' peak is known."""
+        passed = {kind: seconds.get(kind, 0.0) - self._from.get(kind, 0.0) for kind in ("training", WAITING)}
+        spent = max(sum(passed.values()), 1e-9)
+        a = self._amount
+        figures = {
+            "steps_per_second": self._steps / spent,
+            "tokens_per_second": a.tokens / spent,
+            "places_per_second": a.places / spent,
+            "padding": 1 - a.tokens / max(a.places, 1),
+            "waiting": passed[WAITING] / spent,
+        }
+        device = of_kind(jax.devices()[0].device_kind)
+        if device:
+            figures["mfu"] = mfu(a.flops / spent, jax.device_count(), device.tflops)
+        # an average that forgets, so that one slow stretch does not move the end by hours
+        rate = self._work / spent
+        self._rate = rate if math.isnan(self._rate) else 0.7 * self._rate + 0.3 * rate
+        self._first = self._wall if self._first is None else self._first
+        self._stretches += 1
+        self._spent += spent
+        self.begin(seconds)
+        return figures
+
+    def eta(self, work: float) -> float | None:
+        """Seconds that so much work takes, evaluations and saves as often as until now; None until two stretches have
+        been measured, since the first one is no guide."""
+        if self._first is None or self._stretches < 2 or not self._rate:
+            return None
+        return work / self._rate * (time.perf_counter() - self._first) / self._spent
+
+
+def progress_line(row: dict[str, Any], total: int, figures: dict[str, float], eta: float | None) -> str:
+    """Where a run stands, in about 120 characters.
+
+    Args:
+        row: of `metrics.jsonl`, kind "train".
+        total: steps of the whole run.
+        figures: of `timings.jsonl`.
+        eta: seconds, None where not known yet.
+    """
+    tokens = figures["tokens_per_second"]
+    speed = f"{tokens:,.0f} tokens/s" if tokens < 10_000 else f"{tokens / 1000:,.1f}k tokens/s"
+    if figures["padding"] >= 0.005:
+        speed += f" + {figures['padding']:.0%} padding"
+    parts = [
+        f"step {row['step']:,}/{total:,}",
+        f"masked LM {row['masked_lm_loss']:.3f} ({row['masked_lm_accuracy']:.1%})",
+        f"rate {row['learning_rate']:.1e}",
+        _pace(figures["steps_per_second"]),
+        speed,
+    ]
+    if "mfu" in figures:
+        parts.append(f"MFU {figures['mfu']:.1%}")
+    if figures["waiting"] > 0.05:
+        parts.append(f"waits for data {figures['waiting']:.0%}")
+    if eta is not None and row["step"] < total:
+        parts.append(f"ETA {duration(eta)}")
+    return "  ".join(parts)
 
 
 def _pace(rate: float) -> str:
     """Steps a second, or seconds a step where there are more of those."""
-    return f"{rate:,.1f} steps/s" if rate >= 1 else f"{1 / rate:,.1f} s/step"
+    return f"{rate:,.1f} steps/s" if rate >= 1 else f"{1 / max(rate, 1e-9):,.1f} s/step"
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+def _memory() -> dict[str, float]:
+    """Bytes: the fullest of this process's devices where they tell, and the most that this process has held."""
+    told = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    found = {"host_peak_bytes": float(peak)}
+    for name, key in (("device_bytes", "bytes_in_use"), ("device_peak_bytes", "peak_bytes_in_use")):
+        if values := [stats[key] for stats in told if key in stats]:
+            found[name] = float(max(values))
+    return found
 
 
-# ------------------------------------------------------------------------------------------ after the training
+class _Events:
+    """TensorBoard events, written where they are added: tensorboardX's own writer has a thread that dies on a full
+    disk, after which the training waits for it for ever."""
 
+    def __init__(self, folder: Path, done: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter  # noqa: PLC0415  (half a second)
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: PLC0415
 
-def close_session(run: Path, clock: Clock, step: int, steps: int) -> None:
-    """Write `report.json`: the latest held-out figures, and the seconds of all sessions by kind."""
-    path = run / "report.json"
-    before = read_json(path)["seconds"] if path.exists() else {}
-    seconds = {kind: round(before.get(kind, 0.0) + s, 1) for kind, s in clock.seconds.items()}
-    heldout = list(read_metrics(run, "heldout"))[-1:]
-    write_json(path, {"step": step, "steps": steps, "heldout": heldout, "seconds": {**before, **seconds}})
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event = Event
+        self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        # TensorBoard drops what an earlier session wrote of later steps
+        self._write(step=done + 1, session_log=SessionLog(status=SessionLog.START))
 
+    def add(self, step: int, scalars: dict[str, float]) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary  # noqa: PLC0415
 
-def draw_curves(run: str | Path) -> Path:
-    """`curves.png`: masked-LM loss and accuracy over the steps, beside the levels that need no network."""
-    import matplotlib  # noqa: PLC0415  (a second)
+        values = [Summary.Value(tag=tag, simple_value=x) for tag, x in scalars.items()]
+        self._write(step=step, summary=Summary(value=values))
+        self._file.flush()
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt  # noqa: PLC0415
+    def close(self) -> None:
+        self._file.close()
 
-    run = Path(run)
-    levels = read_json(run / "manifest.json")["levels"]
-    train, heldout = list(read_metrics(run, "train")), list(read_metrics(run, "heldout"))
-    figure, panels = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    for panel, metric, title in (
-        (panels[0], "loss", "masked LM loss, nats"),
-        (panels[1], "accuracy", "masked LM accuracy"),
-    ):
-        steps = np.array([row["step"] for row in train])
-        values = np.array([row[f"masked_lm_{metric}"] for row in train])
-        width = max(1, len(values) // 150)
-        if len(values) >= width:
-            smooth = np.convolve(values, np.ones(width) / width, "valid")
-            panel.plot(
-                steps[width - 1 :], smooth, color="tab:blue", alpha=0.5, label=f"training, mean of {width} steps"
-            )
-        for name in {row.get("set", ""): None for row in heldout}:
-            of_set = [row for row in heldout if row.get("set", "") == name]
-            panel.plot(
-                [row["step"] for row in of_set],
-                [row[f"masked_lm_{metric}"] for row in of_set],
-                "o-",
-                color="tab:green" if name else "tab:orange",
-                markersize=3,
-                label=f"held out, {name}" if name else "held out",
-            )
-        for style, (level, name) in zip((":", "-.", "--"), LEVELS.items(), strict=True):
-            if level in levels:
-                panel.axhline(levels[level][metric], color="black", linewidth=0.9, linestyle=style, label=name)
-        panel.set(title=title, xlabel="step")
-        panel.grid(alpha=0.25)
-    panels[0].legend()
-    path = run / "curves.png"
-    temporary = path.with_name(".curves.png")
-    figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
-    temporary.replace(path)
-    return path
-
-
-# What the second head has learned, by the layout of the data.
-_RELATIONS = {"pair": "next sentence", "order": "sentence order", "three": "next, previous or random"}
-
-
-def closing_table(run: str | Path) -> str:
-    """The last held-out figures beside the levels, and where everything is."""
-    run = Path(run)
-    manifest = read_json(run / "manifest.json")
-    levels = manifest["levels"]
-    rows = list(read_metrics(run, "heldout"))
-    if not rows:
-        raise UserError("nothing was measured on held-out text yet", str(run), "let it train to its first evaluation")
-    last = rows[-1]
-    lines = [f"{'on held-out documents':<34}{'accuracy':>10}{'loss, nats':>12}"]
-    for level, name in LEVELS.items():
-        if level in levels:
-            lines.append(f"{name:<34}{levels[level]['accuracy']:>10.3f}{levels[level]['loss']:>12.3f}")
-    lines.append(
-        f"{'this model, step ' + format(last['step'], ','):<34}"
-        f"{last['masked_lm_accuracy']:>10.3f}{last['masked_lm_loss']:>12.3f}"
-    )
-    if "next_sentence_loss" in last:
-        figures = f"{last['next_sentence_accuracy']:>10.3f}{last['next_sentence_loss']:>12.3f}"
-        name = _RELATIONS[manifest["settings"].get("layout", "pair")]
-        lines.append(f"{'  ' + name:<34}{figures}")
-    lines += ["", f"{'run directory':<15}{run}", f"{'curves':<15}{run / 'curves.png'}"]
-    return "\n".join(lines)
+    def _write(self, **content: Any) -> None:
+        self._file.write_event(self._event(wall_time=time.time(), **content))

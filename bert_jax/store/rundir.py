@@ -1,7 +1,7 @@
 """The run directory: what a run is, written so that the same command continues it.
 
 `recipe.toml`, `provenance.json`, `model.json`, `tokenizer/`, `manifest.json` (copies), `checkpoints/`,
-`metrics.jsonl` (a line a step), `report.json`. Standard library only.
+`metrics.jsonl` (a line a step), `timings.jsonl` (a line a progress report), `report.json`. Standard library only.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,15 @@ FREE = {
     "notice",
     "seconds",
     "tensorboard",
+    "profile_step",
+    "profile_steps",
     "evaluate_every",
     "skip_limit",
     "step_timeout",
     "silence",
 }
+
+_MARK = ".whole"  # in the compilation cache: all that is older was written to its end
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
 
@@ -91,14 +96,17 @@ def open_run(run: Path, recipe: Recipe, config: BertConfig, sources: list[Path],
         if read_json(run / "provenance.json")["manifests"] != provenance["manifests"]:
             raise UserError("this run began on other shards", str(run), "give those, or another run directory")
         return
-    if run.exists() and any(run.iterdir()):
+    opening = run / ".opening"  # a kill may leave a run half opened: this says whose files these are
+    if run.exists() and any(run.iterdir()) and not opening.exists():
         raise UserError("this directory is not empty and holds no run", str(run), "choose another")
     run.mkdir(parents=True, exist_ok=True)
+    opening.touch()
     shutil.copytree(sources[0] / "tokenizer", run / "tokenizer", dirs_exist_ok=True)
     shutil.copyfile(sources[0] / "manifest.json", run / "manifest.json")
     write_json(run / "model.json", dataclasses.asdict(config))
     write_json(run / "provenance.json", provenance)
     write_text(recipe_path, to_toml(recipe))  # last: a directory with a recipe is a run
+    opening.unlink()
 
 
 def _same_recipe(path: Path, recipe: Recipe) -> None:
@@ -140,25 +148,83 @@ def describe(recipe_digest: str, manifests: list[str], mesh: dict[str, int]) -> 
     }
 
 
+# ------------------------------------------------------------------------------------------- compiled functions
+
+
+def clear_torn(run: Path) -> None:
+    """Clear the run's compilation cache of what a kill may have torn.
+
+    JAX writes an entry in place: half of one is neither read nor ever written again. So whatever is younger than the
+    last `mark_compiled` goes.
+    """
+    folder = run.absolute() / "compiled"
+    mark = folder / _MARK
+    if folder.is_dir():
+        whole = mark.stat().st_mtime_ns if mark.exists() else 0
+        for path in folder.iterdir():
+            if path.stat().st_mtime_ns > whole:
+                path.unlink()
+
+
+def mark_compiled(run: Path) -> None:
+    """What was compiled up to now is on disk."""
+    folder = run / "compiled"
+    if folder.is_dir():
+        (folder / _MARK).touch()
+
+
 # ------------------------------------------------------------------------------------------------- metrics
 
 
 def read_metrics(run: str | Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
     """The lines of `metrics.jsonl` in order: kind "train" (one a step) or "heldout". A torn last line is left out."""
-    path = Path(run) / "metrics.jsonl"
+    return (row for row in read_lines(Path(run) / "metrics.jsonl") if kind is None or row["kind"] == kind)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a `.jsonl` file in order, none if there is no file. A torn last line is left out."""
     if not path.exists():
         return
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             if line.endswith("\n"):
-                row = json.loads(line)
-                if kind is None or row["kind"] == kind:
-                    yield row
+                yield json.loads(line)
+
+
+class Lines:
+    """Lines for the end of a `.jsonl` file: each is kept until it stands there whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waiting: list[str] = []
+        if path.exists() and (whole := path.read_bytes().rfind(b"\n") + 1) < path.stat().st_size:
+            os.truncate(path, whole)  # torn by a kill: the next line must not be glued to it
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._waiting.append(json.dumps(row) + "\n")
+
+    def write(self) -> None:
+        """Every line added so far stands in the file when this returns.
+
+        Raises:
+            OSError: it cannot be written. Nothing is lost: the file is as before, and the next call tries again.
+        """
+        if not self._waiting:
+            return
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("ab") as file:
+                file.write("".join(self._waiting).encode())
+        except OSError:
+            with suppress(OSError):
+                os.truncate(self.path, size)  # what had found room is written again with the rest
+            raise
+        self._waiting.clear()
 
 
 def measured(run: Path, step: int) -> bool:
-    """Whether there is a held-out line of this step: one that was due and is not there is owed."""
-    return any(row["step"] == step for row in read_metrics(run, "heldout"))
+    """Whether the held-out texts were measured at this step, the run's own, which is the last, included."""
+    return any(row["step"] == step and "set" not in row for row in read_metrics(run, "heldout"))
 
 
 def finished(run: Path, steps: int) -> bool:
@@ -168,8 +234,13 @@ def finished(run: Path, steps: int) -> bool:
 
 
 def cut_metrics(run: Path, step: int) -> None:
-    """Keep the lines up to `step`: a resumed run writes the later ones again."""
+    """Keep the lines up to `step`: a resumed run writes the later ones again, and a measurement that was broken off."""
     path = run / "metrics.jsonl"
     if path.exists():
-        kept = [row for row in read_metrics(run) if row["step"] <= step]
+        whole = measured(run, step)
+        kept = [
+            row
+            for row in read_metrics(run)
+            if row["step"] < step or (row["step"] == step and (whole or row["kind"] != "heldout"))
+        ]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax.errors import UserError
 from bert_jax.store.rundir import write_json
 
 _WINDOW = 100  # steps looked back upon
@@ -53,7 +54,7 @@ class Bundles:
     """
 
     def __init__(self, run: Path) -> None:
-        self._folder, self._left = run / "debug", _BUNDLES
+        self._run, self._left = run, _BUNDLES
 
     def note(
         self, row: dict[str, Any], records: np.ndarray, rows: dict[str, np.ndarray], settings: dict[str, Any]
@@ -62,12 +63,13 @@ class Bundles:
         if row["skipped"] != 1 or not self._left:
             return None
         self._left -= 1
-        step, path = row["step"], self._folder / f"{row['step']}.json"
-        self._folder.mkdir(exist_ok=True)
-        write_json(path, {**row, **settings, "records": records.tolist()})
-        with path.with_suffix(".npz").open("wb") as file:
-            np.savez_compressed(file, **rows)
-        return (
-            f"step {step:,}: the loss or a gradient is not finite, and the step changes nothing;"
-            f" {path} has its batch, and `bert-jax replay {self._folder.parent} {step}` computes it again"
-        )
+        told = f"step {row['step']:,}: the loss or a gradient is not finite, and the step changes nothing"
+        path = self._run / "debug" / f"{row['step']}.json"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, {**row, **settings, "records": records.tolist()})
+            with path.with_suffix(".npz").open("wb") as file:
+                np.savez_compressed(file, **rows)
+        except (OSError, UserError) as error:
+            return f"{told}; its batch could not be kept ({error})"
+        return f"{told}; {path} has its batch, and `bert-jax replay {self._run} {row['step']}` computes it again"

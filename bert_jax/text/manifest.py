@@ -16,6 +16,14 @@ NAME = "manifest.json"
 # How many labels the relation of a row's two segments has, by layout (data_prep/layouts.py); 0: one segment.
 RELATIONS = {"pair": 2, "order": 2, "three": 3, "full": 0, "document": 0}
 
+# The held-out levels of a manifest (data_prep/levels.py), as every table and curve names them.
+LEVELS = {
+    "uniform": "every piece alike (ln V)",
+    "unigram": "unigram (word frequencies)",
+    "left_bigram": "bigram (left neighbour)",
+    "two_sided_bigram": "bigrams (both neighbours)",
+}
+
 
 @dataclass(frozen=True)
 class ShardInfo:

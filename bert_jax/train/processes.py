@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax._src import clusters, distributed  # private: the store, and what a cluster tells of the processes
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from bert_jax.errors import UserError
-from bert_jax.train.sharding import replicated
+from bert_jax.train.sharding import each_device, replicated
 
 AGAIN = 75  # as after a notice: nothing is to be mended, the same command continues
 
@@ -274,8 +274,7 @@ class Agreement:
 
     def __init__(self, mesh: Mesh) -> None:
         self._any = jax.jit(partial(jnp.any, axis=0), out_shardings=replicated(mesh))
-        self._places = NamedSharding(mesh, PartitionSpec(mesh.axis_names))  # a row a device
-        self._devices = len(mesh.local_devices)
+        self._places, self._devices = each_device(mesh), len(mesh.local_devices)
         self._asked: jax.Array | None = None
 
     def any(self, *said: bool) -> tuple[bool, ...]:

@@ -159,6 +159,11 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def each_device(mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """The leading axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
 def rows(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Of every array in a batch: the leading axis over `data` and `fsdp`; devices along `tensor` hold the same rows."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))

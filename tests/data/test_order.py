@@ -90,13 +90,13 @@ def test_packed_rows_are_reached_without_the_ones_before(tokens: np.ndarray, bat
 
 def test_packing_wastes_little_and_draws_new_partners_each_epoch() -> None:
     rng = np.random.default_rng(0)
-    tokens = np.where(rng.random(4000) < 0.4, rng.integers(5, 129, 4000), 128).astype(np.int32)
+    tokens = np.where(rng.random(12_000) < 0.4, rng.integers(5, 129, 12_000), 128).astype(np.int32)
     needs = np.maximum(1, -(-np.arange(129) * 15 // 100))
-    order = PackedOrder(Blocks(tokens, 128, 0, 0, 1000), Capacity(128, 20, 8, needs))
+    order = PackedOrder(Blocks(tokens, 128, 0, 0), Capacity(128, 20, 8, needs))
     assert order.epoch_rows * 128 * 0.97 < tokens.sum()
     one, other = (order.rows(e * order.epoch_rows, (e + 1) * order.epoch_rows).numbers for e in (0, 1))
     pairs = [{frozenset(row[row >= 0]) for row in rows if (row >= 0).sum() > 1} for rows in (one, other)]
-    assert len(pairs[0]) > 400 and len(pairs[0] & pairs[1]) < 0.1 * len(pairs[0])
+    assert len(pairs[0]) > 1200 and len(pairs[0] & pairs[1]) < 0.1 * len(pairs[0])
 
 
 @many

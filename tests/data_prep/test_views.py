@@ -236,7 +236,8 @@ def test_the_page_asks_nothing_of_a_network_and_leaves_the_data_alone(data, caps
     assert _pixels(light)[2, 2, :3].min() > 0.9 and _pixels(dark)[2, 2, :3].max() < 0.2
     bare = re.sub(r'"data:image/png;base64,[^"]+"', '""', text)
     assert not re.search(r"https?:|//|src(set)?=\"[^\"]|href|url\(|@import|<script|<link", bare)
-    assert bare.count("<div class=record>") == 6 and "<mark class=masked" in bare and "two sided bigram" in bare
+    assert bare.count("<div class=record>") == 6 and "<mark class=masked" in bare
+    assert "bigrams (both neighbours)" in bare
 
 
 def test_the_picture_has_a_panel_for_each_thing_known(tmp_path):
@@ -303,7 +304,7 @@ def test_counts_of_a_later_version_are_shown(tmp_path, capsys):
 def test_stats_are_aligned_and_complete(data, capsys):
     assert main(["stats", str(data / "data")]) == 0
     shown = capsys.readouterr().out
-    for word in ("records", "padding", "random next", "overflowed", "two sided bigram"):
+    for word in ("records", "padding", "random next", "overflowed", "bigrams (both neighbours)"):
         assert word in shown
     for names in (("records", "tokens", "documents"), ("masked", "kept", "random ")):
         assert len({len(line) for line in shown.split("\n")[3:] if line.startswith(names)}) == 1

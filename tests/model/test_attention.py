@@ -111,7 +111,7 @@ def test_the_whole_loss_is_the_same_by_a_kernel(small_world: BertConfig) -> None
     batch = random_batch(config, 2, length=LENGTH) | {"sequence_ids": jnp.asarray(ROWS["packed"][:2])}
 
     def gradient(way: str) -> tuple:
-        loss = make_pretraining_loss(config, Execution(scan=True, remat=True, attention=way))
+        loss = make_pretraining_loss(config, Execution(scan="on", remat="all", attention=way))
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch, None, weigh(batch))
 
     ((plain, _), plain_grads), ((fused, _), fused_grads) = gradient("xla"), gradient("splash")

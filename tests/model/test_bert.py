@@ -15,8 +15,7 @@ import pytest
 from bert_jax.config import PRESETS, BertConfig, Execution, preset
 from bert_jax.model import bert
 from bert_jax.model.attention import attend_xla, attention_bias
-from bert_jax.model.dropout import dropout
-from bert_jax.model.layers import Layer
+from bert_jax.model.layers import Layer, gelu
 from tests.conftest import random_batch
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -64,7 +63,7 @@ def test_all_layers_begin_with_the_embeddings_and_end_with_the_output(
     small_world: BertConfig, loud_params: dict
 ) -> None:
     batch = random_batch(small_world, 2)
-    for execution in (Execution(), Execution(scan=True)):
+    for execution in (Execution(), Execution(scan="on")):
         out = bert.encode(small_world, loud_params, batch, execution=execution, all_layers=True)
         assert out.layers is not None and out.layers.shape == (small_world.layers + 1, 2, 16, small_world.width)
         assert np.array_equal(out.layers[-1], out.hidden) and not np.array_equal(out.layers[0], out.layers[1])
@@ -79,23 +78,40 @@ def test_bfloat16_stays_near_float32(small_world: BertConfig, loud_params: dict)
     assert error.mean() < 0.05 * np.asarray(full.mlm_logits).std()
 
 
-def test_dropout_keeps_the_mean_and_the_rate() -> None:
-    x = jnp.ones((1000, 1001))  # not a multiple of four: the last word is cut
-    y = np.asarray(dropout(x, 0.1, jax.random.key(0)))
-    kept = round(0.9 * 256)
-    assert set(np.unique(y)) == {np.float32(0), np.float32(256 / kept)}
-    share = kept / 256
-    assert abs((y > 0).mean() - share) < 4 * np.sqrt(share * (1 - share) / y.size)
-    columns = (y > 0).mean(0)
-    assert abs(columns - share).max() < 5.5 * np.sqrt(share * (1 - share) / 1000)
-    assert dropout(x, 0.1, None) is x and dropout(x, 0.0, jax.random.key(0)) is x
+def test_gelu_and_its_slope_are_those_of_jax() -> None:
+    x = jnp.linspace(-12.0, 12.0, 4801)
+    expected = partial(jax.nn.gelu, approximate=False)
+    np.testing.assert_allclose(gelu(x), expected(x), atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(x), jax.vmap(jax.grad(expected))(x), atol=1e-6)
+    assert gelu(x.astype(jnp.bfloat16)).dtype == jax.grad(lambda x: gelu(x).sum())(x.astype(jnp.bfloat16)).dtype
+
+
+def test_remat_by_names_forgets_all_but_the_products(small_world: BertConfig, loud_params: dict) -> None:
+    """A scanned layer keeps less for the backward pass by names, and least if all is forgotten."""
+    batch = random_batch(small_world, 8)
+
+    def kept(remat: str) -> int:
+        execution = Execution(scan="on", remat=remat)
+
+        def total(params: dict) -> jax.Array:
+            return bert.encode(small_world, params, batch, key=jax.random.key(0), execution=execution).hidden.sum()
+
+        residuals = jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(total, p)[1], loud_params))
+        stacked = [x for x in residuals if x.shape[:2] == (small_world.layers, 8)]  # of a layer, of every row
+        return sum(x.size * x.dtype.itemsize for x in stacked)
+
+    tokens, width = 8 * 16, small_world.width
+    assert kept("all") == small_world.layers * tokens * width * 4  # a layer's input
+    products = (3 + 1 + 1 + 1) * width + small_world.feed_forward  # q, k, v, context, two sums, before the GELU
+    assert kept("names") == small_world.layers * tokens * (products + width) * 4
+    assert kept("none") > 1.5 * kept("names")
 
 
 def test_dropout_masks_of_layers_differ(small_world: BertConfig, loud_params: dict) -> None:
     """The second layer's states are those of its own key, not of the first layer's."""
     batch, key = random_batch(small_world, 2), jax.random.key(1)
     run = partial(bert.encode, small_world, loud_params, batch, key=key, all_layers=True)
-    unrolled, scanned = run().layers, run(execution=Execution(scan=True)).layers
+    unrolled, scanned = run().layers, run(execution=Execution(scan="on")).layers
     assert unrolled is not None
     np.testing.assert_allclose(unrolled, scanned, atol=1e-5)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -76,7 +75,7 @@ def test_packed_equals_unpacked(dataset: Dataset, config: BertConfig, params: di
     assert packed["sequence_ids"].max() > 1 and len(plain["input_ids"]) > ROWS
     assert (packed["sequence_ids"] == 0).any() and len(set(packed["mlm_weights"].sum(1))) > 1
     ours, theirs = gradients(config, params, packed), gradients(config, params, plain)
-    assert float(theirs[1]["masked_lm_accuracy"][1]) > 20
+    assert float(theirs[1]["masked_lm_accuracy"][1]) > 12
     assert_close(ours, theirs, 1e-5)
 
 
@@ -132,21 +131,21 @@ def test_accumulation_over_uneven_pieces_equals_the_whole_packed_batch(
     dataset: Dataset, config: BertConfig, params: dict
 ) -> None:
     batch = batches_of(dataset, "packed").load(0).rows
-    # rows by predictions, so that the pieces (rows i, i + 3, …) are as uneven as they can be made
-    order = np.argsort(batch["mlm_weights"].sum(1), kind="stable").reshape(3, -1).T.ravel()
-    batch = {name: x[order] for name, x in batch.items()}
+    # the first piece (rows 0, 3, 6, …) keeps one prediction a row
+    batch["mlm_weights"][::3, 1:] = 0
     weights = batch["mlm_weights"].sum(1).reshape(-1, 3).sum(0)
     assert weights.max() > 1.5 * weights.min()
 
     def step(accumulate: int) -> tuple:
         # no optimizer: parameters move by the gradient itself
-        loss = make_pretraining_loss(config, Execution())
-        plain = make_train_step(loss, weigh, optax.identity(), lambda _: 1.0, 3, accumulate)
-        return jax.device_get(jax.jit(plain)(init_state(params, optax.identity()), batch))
+        tx = optax.with_extra_args_support(optax.scale(-1.0))
+        step = make_train_step(make_pretraining_loss(config, Execution()), weigh, tx, lambda _: 1.0, 3, accumulate)
+        state, metrics = jax.device_get(jax.jit(step)(init_state(params, tx), batch))
+        return state.params, {name: metrics[name] for name in metrics if not name.endswith("/")}  # "/": by layer
 
-    whole, pieces = step(1), step(3)
-    assert_close(pieces[0].params, whole[0].params, 1e-6)
-    assert_close(pieces[1], whole[1], 2e-6)
+    (whole, figures), (pieces, added) = step(1), step(3)
+    assert_close(pieces, whole, 1e-6)
+    assert_close(added, figures, 2e-6)
 
 
 @pytest.mark.parametrize("batching", ["padded", "packed", "bucketed"])
@@ -164,7 +163,7 @@ def test_the_slices_of_several_hosts_are_the_whole_batch(dataset: Dataset, batch
 def test_an_epoch_of_each_batching_has_the_same_tokens_and_predictions(dataset: Dataset) -> None:
     sums = []
     for batching in ("padded", "bucketed", "packed"):
-        batches = replace(batches_of(dataset, batching), buckets=batches_of(dataset, batching).buckets)
+        batches = batches_of(dataset, batching)
         epoch = batches.buckets.epoch_batches if batches.buckets else -(-batches.sources[0].order.epoch_rows // ROWS)
         rest = 0 if batches.buckets else epoch * ROWS - batches.sources[0].order.epoch_rows
         got = [batches.load(t).rows for t in range(epoch)]

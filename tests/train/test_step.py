@@ -1,4 +1,4 @@
-"""The step: accumulation, meshes, the non-finite guard, and which weights learn."""
+"""The step: accumulation, the non-finite guard, and which weights learn."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import optax
 import pytest
 
 from bert_jax.config import BertConfig, Execution, Stage, TrainSettings
-from bert_jax.errors import UserError
 from bert_jax.model import bert
-from bert_jax.train import sharding
 from bert_jax.train.loss import make_pretraining_loss, weigh
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.step import TrainState, init_state, make_eval_step, make_train_step, measure
@@ -55,23 +53,8 @@ def test_accumulation_equals_full_batch(small_world: BertConfig, loud_params: di
     assert_trees_close(plain.params, pieces.params, 1e-6)
     for name in plain_metrics:
         for ours, theirs in zip(plain_metrics[name], pieces_metrics[name], strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=2e-6, err_msg=name)
-
-
-@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (1, 8)])
-def test_eight_devices_equal_one(small_world: BertConfig, loud_params: dict, shape: tuple[int, int]) -> None:
-    """Dropout on: masks are functions of key and shape, not of where a row lies."""
-    batch = random_batch(small_world, 16)
-    alone, alone_metrics = jax.jit(make_step(small_world))(init_state(loud_params, TX), batch)
-
-    mesh = sharding.make_mesh(*shape)
-    places = sharding.shard_tree(mesh, bert.axes(small_world), loud_params)
-    with sharding.on(mesh):
-        params = jax.tree.map(jax.device_put, loud_params, places)
-        spread = jax.device_put(batch, sharding.rows(mesh))
-        together, metrics = jax.jit(make_step(small_world))(jax.jit(lambda p: init_state(p, TX))(params), spread)
-    np.testing.assert_allclose(metrics["loss"][0], alone_metrics["loss"][0], rtol=0, atol=1e-6)
-    assert_trees_close(together.params, alone.params, 1e-5)
+            # a norm of few numbers rounds away from another order's by more than a norm of all
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5 if name.endswith("/") else 2e-6, err_msg=name)
 
 
 def test_dropout_changes_with_the_step_and_only_with_it(small_world: BertConfig, loud_params: dict) -> None:
@@ -86,7 +69,8 @@ def test_dropout_changes_with_the_step_and_only_with_it(small_world: BertConfig,
 def test_scan_and_remat_change_no_number_beyond_rounding(small_world: BertConfig, loud_params: dict) -> None:
     batch = random_batch(small_world, 4)
     plain, _ = jax.jit(make_step(small_world))(init_state(loud_params, TX), batch)
-    for execution in (Execution(scan=True), Execution(remat=True), Execution(scan=True, remat=True)):
+    for scan, remat in (("on", "none"), ("off", "all"), ("on", "all"), ("off", "names"), ("on", "names")):
+        execution = Execution(scan=scan, remat=remat)
         other, _ = jax.jit(make_step(small_world, execution=execution))(init_state(loud_params, TX), batch)
         assert_trees_close(plain.params, other.params, 1e-5)
 
@@ -158,36 +142,6 @@ def test_rows_of_one_segment_teach_no_relation(small_world: BertConfig, loud_par
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients[part]))
     eval_step = jax.jit(make_eval_step(loss, weigh))
     assert set(measure(eval_step, loud_params, [batch])) == {"masked_lm_loss", "masked_lm_accuracy"}
-
-
-def test_a_batch_that_the_mesh_cannot_divide_is_refused_with_numbers() -> None:
-    with pytest.raises(UserError, match="a batch of 12 does not divide over 8 devices; choose a batch .* of 8"):
-        sharding.check_batch(sharding.make_mesh(), 12, 1, "stage.0")
-
-
-def test_a_width_that_fsdp_cannot_divide_is_refused_with_numbers(small_world: BertConfig) -> None:
-    from dataclasses import replace
-
-    odd = replace(small_world, width=36)
-    shapes = jax.eval_shape(partial(bert.init, odd), jax.random.key(0))
-    with pytest.raises(
-        UserError, match="embeddings/position: an axis of 36 \\(embed\\) does not divide over 8 devices"
-    ):
-        sharding.shard_tree(sharding.make_mesh(1, 8), bert.axes(odd), shapes)
-
-
-def test_every_axis_name_of_the_model_has_a_rule_and_every_rule_a_name(small_world: BertConfig) -> None:
-    names = {name for spec in jax.tree.leaves(bert.axes(small_world)) for name in spec if name is not None}
-    assert names | {"batch"} == set(sharding.RULES)
-
-
-def test_the_batch_constraint_is_in_the_lowered_step(small_world: BertConfig) -> None:
-    mesh = sharding.make_mesh(4, 2)
-    shapes = jax.eval_shape(partial(bert.init, small_world), jax.random.key(0))
-    state = jax.eval_shape(lambda p: init_state(p, TX), shapes)
-    with sharding.on(mesh):
-        text = jax.jit(make_step(small_world)).lower(state, random_batch(small_world, 8)).as_text()
-    assert "sharding_constraint" in text and '"data", "fsdp"' in text
 
 
 def test_state_step_is_not_a_python_number(small_world: BertConfig, loud_params: dict) -> None:
