@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from bert_jax.errors import UserError
-from bert_jax.store.checkpoint import Checkpoints
+from bert_jax.store.checkpoint import Checkpoints, Damaged
 from bert_jax.store.faults import Faults, parse_faults
 from bert_jax.store.interrupt import Notice, Stopped, unless_told, until_told
 from bert_jax.store.rundir import read_json, read_metrics
@@ -247,6 +247,21 @@ def test_saves_go_on_once_there_is_room_again(tmp_path: Path) -> None:
             save(7)
     assert [line.split(" could")[0] for line in said] == ["step 2", "step 3", "step 5", "step 6"]
     assert steps(tmp_path) == [1, 4]
+
+
+def test_a_truncated_file_is_damage_whichever_it_is(tmp_path: Path) -> None:
+    tree = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(300, 100)), jnp.float32)}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, tree, tree, {})
+    checkpoints.finish(1)
+    for path in (tmp_path / "checkpoints" / "1").rglob("d/*"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(Damaged):
+            Checkpoints(tmp_path, read_only=True).restore(1, tree, tree)
+        path.write_bytes(whole)
+    restored, _ = Checkpoints(tmp_path, read_only=True).restore(1, tree, tree)
+    assert np.array_equal(restored["w"], tree["w"])
 
 
 def test_a_trial_before_the_first_step(tmp_path: Path) -> None:

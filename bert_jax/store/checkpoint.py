@@ -221,6 +221,11 @@ class Checkpoints:
             )
         except (OSError, ValueError, KeyError) as error:
             raise Damaged(_first_line(error)) from error
+        except Exception as error:
+            # what TensorStore cannot read comes as a bare Exception, the reason behind it
+            if type(error) is not Exception or not isinstance(error.__cause__, Exception):
+                raise
+            raise Damaged(_first_line(error.__cause__)) from error
         return items.params, items.optimizer
 
     def _check(self, step: int, params: Any, where: str) -> None:
