@@ -16,7 +16,7 @@ from bert_jax.config import Stage, TrainSettings
 class AdamState(NamedTuple):
     """Updates done, both moments in float32, and what the last update was like, by layer group: float32[G] each."""
 
-    count: Array
+    done: Array
     mu: Any
     nu: Any
     figures: dict[str, Array]
@@ -51,7 +51,7 @@ def make_optimizer(settings: TrainSettings) -> optax.GradientTransformationExtra
     def update(
         grads: Any, state: AdamState, params: Any = None, *, rate: Array, norm: Array, finite: Array, **_: Any
     ) -> tuple[Any, AdamState]:
-        count = state.count + 1
+        count = state.done + 1
         scale = jnp.where(norm > settings.clip_norm, settings.clip_norm / norm, 1.0) if settings.clip_norm else 1.0
         keep1, keep2, rate = (jnp.where(finite, x, still) for x, still in ((beta1, 1.0), (beta2, 1.0), (rate, 0.0)))
         whole1, whole2 = 1.0 / (1.0 - beta1**count), 1.0 / (1.0 - beta2**count)
@@ -78,7 +78,7 @@ def make_optimizer(settings: TrainSettings) -> optax.GradientTransformationExtra
         figures = {"update_ratio": rate * jnp.sqrt(scaled_square / jnp.where(w_square > 0, w_square, 1.0))}
         if lamb:
             figures["trust_ratio"] = jnp.sqrt(scaled_square / jnp.where(u_square > 0, u_square, 1.0))
-        return updates, AdamState(jnp.where(finite, count, state.count), mu, nu, figures)
+        return updates, AdamState(jnp.where(finite, count, state.done), mu, nu, figures)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
