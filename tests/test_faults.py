@@ -254,14 +254,17 @@ def test_a_truncated_file_is_damage_whichever_it_is(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, tree, tree, {})
     checkpoints.finish(1)
+    damaged = set()
     for path in (tmp_path / "checkpoints" / "1").rglob("d/*"):
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(Damaged):
-            Checkpoints(tmp_path, read_only=True).restore(1, tree, tree)
+        try:  # some are never read: what each process wrote is merged into one
+            restored, _ = Checkpoints(tmp_path, read_only=True).restore(1, tree, tree)
+            assert np.array_equal(restored["w"], tree["w"])
+        except Damaged:
+            damaged.add(path.relative_to(tmp_path / "checkpoints" / "1").parts[0])
         path.write_bytes(whole)
-    restored, _ = Checkpoints(tmp_path, read_only=True).restore(1, tree, tree)
-    assert np.array_equal(restored["w"], tree["w"])
+    assert damaged == {"params", "optimizer"}
 
 
 def test_a_trial_before_the_first_step(tmp_path: Path) -> None:
