@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -369,7 +370,7 @@ class StepWatch:
 
     def end(self, error: BaseException) -> NoReturn:
         """End this process because of an error, and with it all others."""
-        if isinstance(error, jax.errors.JaxRuntimeError) and process_count() > 1:
+        if _of_devices(error) and process_count() > 1:
             # most often a partner of a collective has gone: the thread finds out which, and ends the process first
             time.sleep(self.silence + 3 * self.period)
         with self._ending:
@@ -473,6 +474,14 @@ def _say(what: str) -> None:
 
 def _client() -> Any:
     return distributed.global_state.client
+
+
+def _of_devices(error: BaseException) -> bool:
+    """Whether the runtime raised it: some of its errors come as a ValueError that begins with a status of its own."""
+    status = r"(UNKNOWN|INTERNAL|ABORTED|CANCELLED|UNAVAILABLE|DEADLINE_EXCEEDED|FAILED_PRECONDITION): "
+    return isinstance(error, jax.errors.JaxRuntimeError) or (
+        isinstance(error, ValueError) and re.match(status, str(error)) is not None
+    )
 
 
 def _first_line(error: BaseException) -> str:

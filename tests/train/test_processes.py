@@ -21,9 +21,8 @@ HOST = socket.gethostname()
 def several(count: int, body: str, step_timeout: float = 0) -> list[tuple[int, str, str]]:
     """Run a body in so many joined processes, where it knows `me` and `watch`: status, output and errors of each."""
     code = "import os, signal, sys, threading, jax\nfrom bert_jax.errors import UserError\n"
-    code += (
-        "from bert_jax.train import processes\nwith processes.joined(True, 300, {step_timeout}, silence=6) as watch:\n"
-    )
+    code += "from bert_jax.train import processes\n"
+    code += f"with processes.joined(True, 300, {step_timeout}, silence=6) as watch:\n"
     code += "    me = processes.process_index()\n" + "".join(f"    {line}\n" for line in body.splitlines())
     port = free_port()
     return finish([start(count, number, port, "-c", code) for number in range(count)])
