@@ -345,7 +345,7 @@ def lowered(
         "constraints": text.count("sdy.sharding_constraint"),
     }
     if compiling:
-        real = sharding.make_mesh(*(mesh.shape[axis] for axis in sharding.AXES))
+        real = sharding.make_mesh(*(mesh.shape[axis] for axis in sharding.AXES), jax.devices()[: mesh.size])
         compiled = memory.lower(config, recipe, real, *shape, "cpu").compile()
         analysis = compiled.memory_analysis()
         found["collectives"] = memory.collectives(compiled.as_text())

@@ -309,7 +309,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
                             saved_at = time.monotonic()
                         if faults.at(step):
                             report.flush()
-                            faults.strike(step)
+                            faults.strike(step, checkpoints.wait)
                         if stop:
                             break
                         if due(step, stage):

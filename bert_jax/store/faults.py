@@ -58,9 +58,10 @@ class Faults:
 
         return spoilt if self.asked else load
 
-    def strike(self, step: int) -> None:
-        """What happens once a step was begun."""
+    def strike(self, step: int, saved: Callable[[], None]) -> None:
+        """What happens once a step was begun; `saved` waits for a save under way, which still finds room."""
         if ("disk", step) in self.asked:
+            saved()
             resource.setrlimit(resource.RLIMIT_FSIZE, (_ROOM, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         if ("term", step) in self.asked:
             os.kill(os.getpid(), signal.SIGTERM)
