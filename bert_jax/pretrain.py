@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import time
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from itertools import chain
@@ -160,7 +161,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     eval_step = jax.jit(make_eval_step(loss, weigh))
     agreement = processes.Agreement(mesh)
     jumps, bundles = LossWatch(), Bundles(run_dir)
-    compiled: set[Any] = set()
+    compiled: dict[Any, Callable[..., Any]] = {}
     sizes = [(stage.settings.steps, stage.settings.batch * stage.train.manifest.length) for stage in stages]
     flops = [flops_a_token(config, stage.train) for stage in stages]
     report = Reporter(run_dir, recipe.report, sizes, clock, done, first)
@@ -179,32 +180,32 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     if recipe.train.deterministic:
         report.say(flags.price(platform))
 
-    def compile_first(function: Any, name: str, argument: Any, batch: dict[str, jax.Array]) -> None:
-        """Compile for a batch of new shapes, in a thread: this one listens, and `Stopped` ends the wait."""
+    def compiled_for(function: Any, name: str, argument: Any, batch: dict[str, jax.Array]) -> Callable[..., Any]:
+        """The function for batches of these shapes. Compiled in a thread: this one listens; raises `Stopped`."""
         key = (name, *sorted((feature, rows.shape) for feature, rows in batch.items()))
-        if key in compiled:
-            return
-        compiled.add(key)
-        report.say(f"compiling the {name}, {' × '.join(map(str, batch['input_ids'].shape))} tokens …")
-        watch.compiling()
+        if key not in compiled:
+            number = len(compiled)  # the same on all processes
+            report.say(f"compiling the {name}, {' × '.join(map(str, batch['input_ids'].shape))} tokens …")
+            watch.compiling()
 
-        def work() -> None:
-            with sharding.on(mesh):
-                function.lower(argument, batch).compile()
+            def work() -> None:
+                with sharding.on(mesh):
+                    compiled[key] = function.lower(argument, batch).compile()
 
-        stopped = False
-        with clock.timed("compiling"):
-            try:
-                unless_told(work, lambda: notice.given or bool(processes.published("stop")))
-            except Stopped:
-                processes.publish("stop", True)
-                stopped = True
-            # nobody begins what another one will not join
-            if any(processes.gather(f"compiled/{len(compiled)}", stopped, 3600).values()):
-                raise Stopped
-        if first:
-            rundir.mark_compiled(run_dir)
-        report.pause()  # rates leave the compilation out
+            stopped = False
+            with clock.timed("compiling"):
+                try:
+                    unless_told(work, lambda: notice.given or bool(processes.published("stop")))
+                except Stopped:
+                    processes.publish("stop", True)
+                    stopped = True
+                # nobody begins what another one will not join
+                if any(processes.gather(f"compiled/{number}", stopped, 3600).values()):
+                    raise Stopped
+            if first:
+                rundir.mark_compiled(run_dir)
+            report.pause()  # rates leave the compilation out
+        return compiled[key]
 
     def save(state: TrainState) -> None:
         step = int(state.step)
@@ -227,9 +228,9 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
             parts = heldout_batches(dataset, batch, sharding.process_rows(mesh, batch))
             placed = (to_devices(part, sharding.rows(mesh)) for part in parts)
             one = next(placed)
-            compile_first(eval_step, "evaluation", state.params, one)
+            metrics_of = compiled_for(eval_step, "evaluation", state.params, one)
             with clock.timed("evaluating"):
-                figures = measure(eval_step, state.params, until_told(chain([one], placed), told))
+                figures = measure(metrics_of, state.params, until_told(chain([one], placed), told))
             told_name = {"set": name} if name else {}
             report.heldout({"step": int(state.step), "stage": stage.number, **told_name, **figures})
         if first:
@@ -290,9 +291,9 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
                     for step, batch in enumerate(readable, max(done, begin) + 1):
                         profile.before(step, state)
                         rows = to_devices(batch.rows, sharding.rows(mesh))
-                        compile_first(train_step, f"step of stage {stage.number}", state, rows)
+                        run_step = compiled_for(train_step, f"step of stage {stage.number}", state, rows)
                         with clock.timed("training"):
-                            state, metrics = train_step(state, rows)
+                            state, metrics = run_step(state, rows)
                             settle(pending)  # the step before: the one just begun runs on meanwhile
                             pending = Pending(step, metrics, batch)
                         late = first and time.monotonic() - saved_at >= 60 * (recipe.checkpoint.minutes or math.inf)
