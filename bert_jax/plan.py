@@ -23,6 +23,7 @@ from bert_jax.config import BertConfig, Recipe, Stage, load_recipe, with_data
 from bert_jax.cost import ACCELERATORS, Accelerator, Work, accelerator, of_kind, parameters, train_flops
 from bert_jax.data.batching import HostBatch
 from bert_jax.data.loader import Batches, Dataset, open_batches, open_dataset
+from bert_jax.data.order import Ramp
 from bert_jax.errors import UserError, counted
 from bert_jax.footprint import Footprint
 from bert_jax.model import bert
@@ -161,10 +162,10 @@ def open_stage(recipe: Recipe, number: int) -> OpenStage:
     if settings.tokens:
         settings = dataclasses.replace(settings, steps=batches.steps_for(settings.tokens))
     if batches.buckets is None:
-        row = batches.load(0, lambda rows: slice(0, 1)).rows
+        row = dataclasses.replace(batches, ramp=Ramp(1)).load(0).rows
         rows = float(batches.ramp.rows_before(settings.steps))
     else:  # a batch of the longest rows; shorter ones have as many tokens
-        row = dataclasses.replace(batches, buckets=None).load(0, lambda rows: slice(0, 1)).rows
+        row = dataclasses.replace(batches, buckets=None, ramp=Ramp(1)).load(0).rows
         rows = float(settings.steps * settings.batch)
     return OpenStage(settings, train, batches, packed, row, rows)
 

@@ -83,7 +83,8 @@ def test_what_a_step_is_given_is_what_xla_counts(plan: Planner) -> None:
 def test_activations_are_what_a_compiled_loop_of_layers_keeps(plan: Planner) -> None:
     """Eight times the rows: what XLA allots grows by what the estimate says, within a tenth."""
     few, many = (
-        plan("train.scan=on", f"stage.0.batch={rows}", devices=1, compiling=True).stages[0] for rows in (64, 512)
+        plan("train.scan=on", "model.layers=8", f"stage.0.batch={rows}", devices=1, compiling=True).stages[0]
+        for rows in (64, 512)
     )
     grown = many.lowered["temporaries"] - few.lowered["temporaries"]
     assert many.memory.activations - few.memory.activations == pytest.approx(grown, rel=0.1)
@@ -113,8 +114,8 @@ def test_the_step_lowers_for_256_tpu_chips_that_are_not_there(plan: Planner) -> 
     found = result.stages[0].lowered
     assert found["partitions"] == 256 and found["platform"] == "tpu" and found["constraints"] > 0
     assert len(jax.devices()) == 8
-    word = next(place for place in result.arrays if place.name.endswith("params/embeddings/word"))
-    assert word.spec[1] == "fsdp" and word.bytes == 45 * 32 * 4 // 8
+    up = next(place for place in result.arrays if place.name.endswith("params/layers/mlp/up/kernel"))
+    assert up.spec[1] == "fsdp" and up.bytes == 2 * 32 * 128 * 4 // 8
 
 
 def test_a_mesh_that_does_not_fit_costs_one_sentence(
