@@ -647,6 +647,8 @@ def run_apart(command: list[str], about: Line, environment: dict[str, str], limi
         killer.cancel()
         process.kill()
     listener.join(5)
+    process.stdout.close()
+    process.stderr.close()
     if late:
         yield about | {"error": f"killed after {limit:.0f} s"}
     elif status:

@@ -91,7 +91,7 @@ def test_two_processes_train_as_one(world: tuple[Path, Path], one: Path, tmp_pat
         said = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     told = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for out, _ in said]
-    assert "parameters on 2 cpu devices" in told[0][0] and told[0][-1] == "done"
+    assert "parameters on 2 cpu devices" in told[0][0] and "done" in told[0]
     assert told[1] == []  # the first process speaks for all
 
     assert [row["step"] for row in lines(run)] == list(range(1, 11))
