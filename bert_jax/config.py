@@ -57,6 +57,7 @@ class BertConfig:
             raise UserError(f"relations = {self.relations} leave nothing to tell apart", "model", "give 2 or more")
         _one_of(self, "model", "activation", ("gelu", "gelu_tanh"))
         _one_of(self, "model", "position_init", ("normal", "sinusoid"))
+        _in_range(self, "model", init_std=(0, 100), norm_epsilon=(0, 1))
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(
@@ -216,7 +217,10 @@ class TrainSettings:
         _one_of(self, "train", "remat", REMAT)
         _one_of(self, "train", "attention", ("auto", *ATTENTION_PATHS))
         _one_of(self, "train", "xla_preset", ("auto", "none"))
-        _positive(self, "train", "mesh_fsdp", "mesh_tensor", "evaluate_every", "skip_limit", "silence")
+        _positive(self, "train", "mesh_fsdp", "mesh_tensor", "evaluate_every", "skip_limit")
+        _in_range(self, "train", beta1=(0, 0.99999), beta2=(0, 0.9999999), epsilon=(1e-30, 1), weight_decay=(0, 100))
+        _in_range(self, "train", clip_norm=(0, 1e9), mesh_data=(0, 1e7), evaluate_batch=(0, 1e9))
+        _in_range(self, "train", step_timeout=(0, 1e9), silence=(1, 1e9))
 
     @property
     def execution(self) -> Execution:
@@ -239,6 +243,7 @@ class CheckpointSettings:
 
     def __post_init__(self) -> None:
         _positive(self, "checkpoint", "every", "keep", "failures")
+        _in_range(self, "checkpoint", minutes=(0, 1e9))
         _one_of(self, "checkpoint", "notice", ("signal", "gce"))
 
 
@@ -253,6 +258,7 @@ class ReportSettings:
 
     def __post_init__(self) -> None:
         _positive(self, "report", "profile_steps")
+        _in_range(self, "report", seconds=(0, 1e9), profile_step=(0, 1e12))
 
 
 @dataclass(frozen=True)
@@ -287,7 +293,9 @@ class Stage:
     replay_data: str = ""
 
     def __post_init__(self) -> None:
+        _in_range(self, "stage", tokens=(0, 1e18), power=(0, 100), end_fraction=(0, 1), warmup=(0, 1e12))
         _positive(self, "stage", "steps", "batch", "accumulate", "learning_rate")
+        _in_range(self, "stage", learning_rate=(0, 1e30))
         _one_of(self, "stage", "decay", ("polynomial", "cosine"))
         self._check_ramp()
         if not 0.0 <= self.replay < 1.0 or (self.replay and not self.replay_data):
@@ -366,6 +374,8 @@ def load_recipe(path: str | Path, settings: typing.Sequence[str] = ()) -> Recipe
         raise UserError("there is no such recipe", str(path), "the shipped ones are in configs/") from None
     except IsADirectoryError:
         raise UserError("this is a directory", str(path), "name a TOML file") from None
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", str(path), "name a TOML file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 at byte {error.start:,}", str(path), "save it as UTF-8 text") from None
     try:
@@ -513,6 +523,15 @@ def _positive(settings: Any, where: str, *names: str) -> None:
     for name in names:
         if getattr(settings, name) <= 0:
             raise UserError(f"{name} = {getattr(settings, name)} is too small", where, "give a number above 0")
+
+
+def _in_range(settings: Any, where: str, **bounds: tuple[float, float]) -> None:
+    """Raise `UserError` unless each setting is a number within its bounds, which NaN never is."""
+    for name, (low, high) in bounds.items():
+        if not low <= getattr(settings, name) <= high:
+            raise UserError(
+                f"{name} = {getattr(settings, name)} is out of range", where, f"give a number from {low:g} to {high:g}"
+            )
 
 
 def _one_of(settings: Any, where: str, name: str, choices: tuple[str, ...]) -> None:

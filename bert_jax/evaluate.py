@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
         )
     params, step = load_params(args.run, args.step)
     mesh = make_mesh()
+    if args.batch < 1:
+        raise UserError(f"{args.batch} rows at a time are none", "--batch", "give 1 or more")
     batch = -(-args.batch // mesh.size) * mesh.size
     loss = make_pretraining_loss(config, Execution())
     with on(mesh):

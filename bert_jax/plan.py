@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("devices", "hosts", "mfu"):
         if getattr(args, name) <= 0:
             raise UserError(f"{getattr(args, name)} is too small", f"--{name}", "give a number above 0")
+    if not args.mfu <= 1:
+        raise UserError(f"{args.mfu} is no share of the peak", "--mfu", "give one such as 0.45")
     if args.devices % args.hosts:
         raise UserError(
             f"{args.devices} devices do not divide over {args.hosts} hosts", "--hosts", "hosts are all alike"

@@ -16,7 +16,7 @@ from contextlib import closing
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import numpy as np
@@ -116,7 +116,13 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     provenance = rundir.describe(digest(recipe), manifests, dict(mesh.shape))
     provenance["flags"] = flags.recorded(os.environ)
     sources = [stage.path for stage in stages]
-    processes.on_first_process(lambda: rundir.open_run(run_dir, recipe, config, sources, provenance))
+    held: list[TextIO] = []  # as long as this is alive, nobody else trains here
+
+    def take() -> None:
+        rundir.open_run(run_dir, recipe, config, sources, provenance)
+        held.append(rundir.hold(run_dir))
+
+    processes.on_first_process(take)
     if rundir.finished(run_dir, recipe.steps):
         if first:
             print(f"{run_dir}: finished after {counted(recipe.steps, 'step')}; `bert-jax report {run_dir}` shows them")

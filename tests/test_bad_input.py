@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from bert_jax.cli import main
 from bert_jax.errors import UserError, counted
+from bert_jax.store import rundir
 from bert_jax.store.report import _pace
 from bert_jax.store.rundir import read_metrics
 from bert_jax.text.records import open_shard
@@ -62,6 +64,24 @@ def test_records_longer_than_the_position_table(refused: Cli, recipe: Path, data
     line = refused("pretrain", recipe, "--data", data, "--run", tmp_path / "run", "--set", "model.positions=8")
     assert "records of 16 tokens are longer than the position table of 8; set model.positions=16" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_second_process_in_the_same_run(recipe: Path, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".opening").touch()
+    with rundir.hold(run):
+        refused = bert_jax("pretrain", recipe, "--data", data, "--run", run)
+        assert refused.returncode == 1 and refused.stderr.count("\n") == 1, refused.stderr
+        assert f"{run}: process {os.getpid()} on " in refused.stderr and "trains in this directory" in refused.stderr
+    assert not (run / "metrics.jsonl").exists()
+    rundir.hold(run).close()  # free again
+
+
+def test_a_disk_that_is_full_at_the_start(recipe: Path, data: Path, tmp_path: Path) -> None:
+    full = bert_jax("pretrain", recipe, "--data", data, "--run", tmp_path / "run", largest_file=200)
+    assert full.returncode == 1 and full.stderr.count("\n") == 1, full.stderr
+    assert "cannot be written" in full.stderr and "make room" in full.stderr
 
 
 def test_a_length_that_the_shards_do_not_have(refused: Cli, recipe: Path, data: Path, tmp_path: Path) -> None:

@@ -49,6 +49,12 @@ def test_the_resolved_recipe_reads_back_equal(path: Path, tmp_path: Path) -> Non
         ("stage.0.batch=true", "stage.0.batch: True is no int; give a value of type int"),
         ("stage.0.batch=0", "stage.0: batch = 0 is too small; give a number above 0"),
         ("stage.0.learning_rate=-1", "stage.0: learning_rate = -1.0 is too small; give a number above 0"),
+        ("stage.0.learning_rate=nan", "stage.0: learning_rate = nan is out of range; give a number from 0 to 1e+30"),
+        ("stage.0.tokens=-5", "stage.0: tokens = -5 is out of range"),
+        ("train.clip_norm=-1", "train: clip_norm = -1.0 is out of range"),
+        ("train.beta1=1.5", "train: beta1 = 1.5 is out of range"),
+        ("train.evaluate_batch=-4", "train: evaluate_batch = -4 is out of range"),
+        ("train.step_timeout=-1", "train: step_timeout = -1.0 is out of range"),
         ("stage.0.accumulate=3", "stage.0: a batch of 16 does not divide into 3 accumulation pieces"),
         ("stage.0.warmup=9999999", "stage.0: warmup = 9999999 does not fit into"),
         (

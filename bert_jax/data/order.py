@@ -134,6 +134,8 @@ class PackedOrder:
         spans = list(self.blocks.spans(self.sizes, start, stop))
         numbers = [self._block(epoch, block)[places] for epoch, block, places in spans]
         epochs = [np.full(places.stop - places.start, epoch) for epoch, _, places in spans]
+        if not spans:  # of two sources one may have no row in a small batch
+            return Rows(np.empty((0, self.capacity.sequences), np.int64), np.empty(0, np.int64))
         return Rows(np.concatenate(numbers), np.concatenate(epochs))
 
     @cached_property

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from bert_jax.config import BertConfig, Recipe, to_toml
 from bert_jax.errors import UserError
@@ -99,14 +100,41 @@ def open_run(run: Path, recipe: Recipe, config: BertConfig, sources: list[Path],
     opening = run / ".opening"  # a kill may leave a run half opened: this says whose files these are
     if run.exists() and any(run.iterdir()) and not opening.exists():
         raise UserError("this directory is not empty and holds no run", str(run), "choose another")
-    run.mkdir(parents=True, exist_ok=True)
-    opening.touch()
-    shutil.copytree(sources[0] / "tokenizer", run / "tokenizer", dirs_exist_ok=True)
-    shutil.copyfile(sources[0] / "manifest.json", run / "manifest.json")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        opening.touch()
+        shutil.copytree(sources[0] / "tokenizer", run / "tokenizer", dirs_exist_ok=True)
+        shutil.copyfile(sources[0] / "manifest.json", run / "manifest.json")
+    except (OSError, shutil.Error) as error:  # copytree gathers what went wrong into one of its own
+        reason = error.strerror or str(error.args[0][0][2] if isinstance(error, shutil.Error) else error)
+        raise UserError(f"cannot be written ({reason})", str(run), "make room, or choose another place") from None
     write_json(run / "model.json", dataclasses.asdict(config))
     write_json(run / "provenance.json", provenance)
     write_text(recipe_path, to_toml(recipe))  # last: a directory with a recipe is a run
     opening.unlink()
+
+
+def hold(run: Path) -> TextIO:
+    """Take the run for this process, as long as the file that is returned stays open; a kill lets it go.
+
+    Raises:
+        UserError: another process has it.
+    """
+    file = (run / "lock").open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise UserError(f"{holder} trains in this directory", str(run), "wait for it, or choose another one") from None
+    except OSError:
+        return file  # a file system without locks
+    with suppress(OSError):  # only who holds it is lost on a full disk
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+    return file
 
 
 def _same_recipe(path: Path, recipe: Recipe) -> None:

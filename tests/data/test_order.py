@@ -140,6 +140,12 @@ def test_bucketed_epochs_have_every_record_once_in_batches_of_equal_tokens(
         np.testing.assert_array_equal(one, other)
 
 
+def test_no_rows_are_rows_too() -> None:
+    """Of two sources one may have none in a small batch."""
+    order = PackedOrder(Blocks(np.full(9, 4, np.int32), 8, 0, 0), Capacity(8, 4, 3, np.ones(9, np.int64)))
+    assert order.rows(3, 3).numbers.shape == (0, 3) and order.rows(3, 3).epochs.shape == (0,)
+
+
 # ------------------------------------------------------------------------------------------- ramp, tokens, replay
 
 
