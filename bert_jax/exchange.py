@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         choices=("pretraining", "masked-lm", "encoder"),
-        help="the class that will be loaded: pretraining (as BertForPreTraining), masked-lm (BertForMaskedLM) or encoder "
-        "(BertModel); the one with all of the model's parts if not given",
+        help="the class that will be loaded: pretraining (as BertForPreTraining), masked-lm (BertForMaskedLM) or "
+        "encoder (BertModel); the one with all of the model's parts if not given",
     )
     parser.add_argument("--step", type=int, help="the checkpoint to export (the newest)")
     parser.add_argument("--force", action="store_true", help="replace an earlier export")

@@ -1,8 +1,8 @@
 """Native transformers directories of BERT and its relatives: written, and read back.
 
-A directory holds weights, `config.json` and the tokenizer's files. What is written is of one class, whose names and weights
-it holds exactly: transformers reports every tensor that the class asked for does not know, so a file with pretraining heads
-cannot load into the bare encoder in silence. Export the class that will be loaded.
+A directory holds weights, `config.json` and the tokenizer's files. What is written is of one class, whose names and
+weights it holds exactly: transformers reports every tensor that the class asked for does not know, so a file with
+pretraining heads cannot load into the bare encoder in silence. Export the class that will be loaded.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A row holds our path, the foreign name and one rearrangement of axes; import, ex
 same rows. Our layers are stacked on a leading L; a name with `{layer}` stands for L foreign tensors. What is
 left over on either side is an error.
 
-Letters: V vocabulary, T positions, S segments, D width (W where it stands a second time), E width of the tables, N heads,
-H head size, F feed-forward, C the classes of next sentence, O one.
+Letters: V vocabulary, T positions, S segments, D width (W where it stands a second time), E width of the tables,
+N heads, H head size, F feed-forward, C the classes of next sentence, O one.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ LAYER = "{layer}"
 class Row:
     """One parameter.
 
-    `axes` names our axes (without the leading one of stacked layers), `foreign_axes` those of the foreign tensor, brackets joining what it
-    has flat.
+    `axes` names our axes (without the leading one of stacked layers), `foreign_axes` those of the foreign tensor,
+    brackets joining what it has flat.
 
     Example:
         "D N H" ours and "(N H) D" theirs: transpose what PyTorch keeps as [out, in], and part the heads.

@@ -71,9 +71,9 @@ def check_libraries() -> None:
 def prove(directory: str | Path, loaded: Loaded, kind: Kind, texts: Sequence[str] = TEXTS) -> Proof:
     """Load `directory` with transformers, compare it with our forward pass, and write `proof.json` there.
 
-    Ids must be equal, every layer's states and all heads' logits within `TOLERANCE`, and no key may be missing, unexpected
-    or newly initialised (but a pooler that the model has not). Texts go in as pairs with both segments, padded to the
-    longest of the batch.
+    Ids must be equal, every layer's states and all heads' logits within `TOLERANCE`, and no key may be missing,
+    unexpected or newly initialised (but a pooler that the model has not). Texts go in as pairs with both segments,
+    padded to the longest of the batch.
 
     Args:
         loaded: what the files should compute.

@@ -65,8 +65,9 @@ def _boxed_init(config: BertConfig, key: Array) -> Params:
 def init(config: BertConfig, key: Array) -> Params:
     """Fresh parameters, float32: truncated normals of std `init_std`, norms at 1 and 0, biases at 0.
 
-    Layers are stacked: every leaf below `layers` leads with L, or with the number of groups that share weights. Call it under `jax.jit` with `out_shardings` to
-    create each shard where it belongs, or under `jax.eval_shape` for shapes alone.
+    Layers are stacked: every leaf below `layers` leads with L, or with the number of groups that share weights. Call
+    it under `jax.jit` with `out_shardings` to create each shard where it belongs, or under `jax.eval_shape` for shapes
+    alone.
     """
     return nn.meta.unbox(_boxed_init(config, key))
 
