@@ -25,6 +25,7 @@ from bert_jax.errors import UserError, counted
 from bert_jax.text.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+ENDS = ("", ".index.json")  # of one file, or of the list of several
 
 # --------------------------------------------------------------------------------------------------- writing
 
@@ -118,6 +119,12 @@ def _limit_length(path: Path, config: BertConfig) -> None:
 def is_directory(path: str | Path) -> bool:
     """Whether `path` looks like a transformers directory."""
     return (Path(path) / CONFIG).is_file()
+
+
+def in_todays_files(path: str | Path) -> bool:
+    """Whether transformers itself reads the weights there."""
+    names = (WEIGHTS, "pytorch_model.bin")
+    return is_directory(path) and any((Path(path) / f"{name}{end}").is_file() for name in names for end in ENDS)
 
 
 def read(directory: str | Path, drop: Sequence[str] = ()) -> Loaded:
