@@ -29,11 +29,8 @@ from bert_jax.convert.weights import open_weights, read_sharded, settled, told
 from bert_jax.errors import UserError
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_DICT, _TENSOR, _PARAMETER = (
-    "collections.OrderedDict",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_parameter",
-)
+_DICT = "collections.OrderedDict"
+_TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
 _DTYPES = {
     "torch.FloatStorage": np.dtype("<f4"),
     "torch.HalfStorage": np.dtype("<f2"),
@@ -50,6 +47,8 @@ _ALLOWED = frozenset({_DICT, _TENSOR, _PARAMETER, *_DTYPES})
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _SHARED = 8  # times the values of all storages that tensors may ask for together: tied weights, but no bomb
 _DIMENSIONS = 8
+# What zipfile says of a damaged or unusual archive.
+_BAD_ZIP = (zipfile.BadZipFile, RuntimeError, EOFError, OSError, OverflowError, struct.error)
 _REMEDY = "save the weights alone, by torch.save(model.state_dict(), …) or as safetensors"
 
 
@@ -134,15 +133,7 @@ def _read_zip(file: BinaryIO) -> tuple[dict[str, _Tensor], dict[str, np.ndarray]
                     raise Broken(f"the storage {told(key)} is not there or of another size")
                 contents[key] = np.frombuffer(archive.read(member), storage.dtype)
             return state, contents
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        OverflowError,
-        struct.error,
-    ) as error:
+    except _BAD_ZIP as error:
         raise Broken(str(error) or type(error).__name__) from None
     except ValueError as error:
         if isinstance(error, Refused | Broken):

@@ -1,4 +1,4 @@
-"""Protocol buffers as bytes: what the index of a checkpoint needs of them (protobuf.dev/programming-guides/encoding)."""
+"""Protocol buffers as bytes, what checkpoints need of them (https://protobuf.dev/programming-guides/encoding)."""
 
 from __future__ import annotations
 
