@@ -10,9 +10,9 @@
     python run.py inputs.npz outputs.npz
 
 Inputs are int32 [rows, tokens]: `input_ids`, `attention_mask` (0: padding) and, where the model has segments,
-`token_type_ids`; outputs are float32 under transformers' names (see `artefacts.py`). What lies beyond a table `run.py`
-tells in one sentence. The network alone refuses too long a row as well, but says only "Error refining shapes" (jax 0.10);
-of an id nobody would hear.
+`token_type_ids`; outputs are float32 under transformers' names (see `artefacts.py`). Of what lies beyond a
+table `run.py` tells in one sentence. The network alone refuses too long a row as well, but says only "Error refining
+shapes" (jax 0.10), and of an id it says nothing.
 
 JAX promises that a file of `jax.export` is read for six months by later versions, and by versions three weeks older
 (https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees): keep what it was made from.

@@ -10,7 +10,7 @@ import pytest
 
 from tests.parity.foreign import torch, transformers  # first: skips where they are missing
 
-from bert_jax.convert import artefacts, run_stablehlo
+from bert_jax.convert import artefacts, run_stablehlo  # isort: skip
 from bert_jax.convert.families import config_to_json, family_of
 from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.names import to_foreign
