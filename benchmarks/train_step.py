@@ -269,9 +269,8 @@ def there(config: BertConfig, dtype: str, batches: list[HostBatch], compiled: bo
     from bert_jax.convert.families import config_to_json
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model = transformers.BertForPreTraining(
-        transformers.BertConfig(**config_to_json(config, "BertForPreTraining", pad=0))
-    )
+    tree = config_to_json(config, "BertForPreTraining", pad=0)
+    model = transformers.BertForPreTraining(transformers.BertConfig(**tree))
     model.train()
     settings = TrainSettings()
     parameters = list(model.parameters())

@@ -1,6 +1,7 @@
 """What training costs, by arithmetic: parameters, FLOPs, bytes, accelerators. Standard library only.
 
-Letters as everywhere: T tokens of a sequence, D width, E width of the tables, F feed-forward, N heads, V vocabulary, L layers, P predictions.
+Letters as everywhere: T tokens of a sequence, D width, E width of the tables, F feed-forward, N heads, V vocabulary,
+L layers, P predictions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """BERT and its relatives in transformers: which class has which parts, which setting has which name.
 
-A family is the table of its names, its classes, and what its `config.json` says. All of them are one network here, whose
-`BertConfig` tells them apart.
+A family is the table of its names, its classes, and what its `config.json` says. All of them are one network here,
+whose `BertConfig` tells them apart.
 """
 
 from __future__ import annotations

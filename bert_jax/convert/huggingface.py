@@ -1,8 +1,8 @@
 """Native transformers directories of BERT and its relatives: written, and read back.
 
-A directory holds weights, `config.json` and the tokenizer's files. What is written is of one class, whose names and weights
-it holds exactly: transformers reports every tensor that the class asked for does not know, so a file with pretraining heads
-cannot load into the bare encoder in silence. Export the class that will be loaded.
+A directory holds weights, `config.json` and the tokenizer's files. What is written is of one class, whose names and
+weights it holds exactly: transformers reports every tensor that the class asked for does not know, so a file with
+pretraining heads cannot load into the bare encoder in silence. Export the class that will be loaded.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from bert_jax.errors import UserError, counted
 from bert_jax.text.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+ENDS = ("", ".index.json")  # of one file, or of the list of several
 
 # --------------------------------------------------------------------------------------------------- writing
 
@@ -118,6 +119,12 @@ def _limit_length(path: Path, config: BertConfig) -> None:
 def is_directory(path: str | Path) -> bool:
     """Whether `path` looks like a transformers directory."""
     return (Path(path) / CONFIG).is_file()
+
+
+def in_todays_files(path: str | Path) -> bool:
+    """Whether transformers itself reads the weights there."""
+    names = (WEIGHTS, "pytorch_model.bin")
+    return is_directory(path) and any((Path(path) / f"{name}{end}").is_file() for name in names for end in ENDS)
 
 
 def read(directory: str | Path, drop: Sequence[str] = ()) -> Loaded:

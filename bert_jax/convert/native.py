@@ -76,9 +76,8 @@ def read(directory: str | Path) -> Loaded:
     parts = {name.split("/")[0] for name in tensors}
     rows = family_of(architecture).rows_of(config, parts)
     for name in sorted(tensors.keys() ^ {row.path for row in rows}):
-        raise UserError(
-            f"{name} is {'no part of the model' if name in tensors else 'missing'}", where, "import it anew"
-        )
+        what = "is no part of the model" if name in tensors else "is missing"
+        raise UserError(f"{name} {what}", where, "import it anew")
     for row in rows:
         if tensors[row.path].shape != our_shape(row, config):
             raise UserError(f"{row.path} has another shape than the config says", where, "import it anew")

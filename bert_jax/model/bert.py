@@ -65,8 +65,9 @@ def _boxed_init(config: BertConfig, key: Array) -> Params:
 def init(config: BertConfig, key: Array) -> Params:
     """Fresh parameters, float32: truncated normals of std `init_std`, norms at 1 and 0, biases at 0.
 
-    Layers are stacked: every leaf below `layers` leads with L, or with the number of groups that share weights. Call it under `jax.jit` with `out_shardings` to
-    create each shard where it belongs, or under `jax.eval_shape` for shapes alone.
+    Layers are stacked: every leaf below `layers` leads with L, or with the number of groups that share weights. Call
+    it under `jax.jit` with `out_shardings` to create each shard where it belongs, or under `jax.eval_shape` for shapes
+    alone.
     """
     return nn.meta.unbox(_boxed_init(config, key))
 
@@ -130,7 +131,7 @@ def encode(
         def body(x: Array, place: tuple[Params | None, Array]) -> tuple[Array, Array | None]:
             weights, number = place
             if weights is None:
-                weights = jax.tree.map(lambda leaf: leaf[_group(config, number)], params["layers"])
+                weights = jax.tree.map(lambda leaf: jnp.asarray(leaf)[_group(config, number)], params["layers"])
             y = layer(x, weights, number)
             return y, y if all_layers else None
 

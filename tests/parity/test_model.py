@@ -128,9 +128,8 @@ def test_every_preset_has_as_many_parameters_as_transformers(name: str) -> None:
     config = preset(name, 30522)
     ours = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: bert.init(config, jax.random.key(0)))))
     with torch.device("meta"):
-        model = transformers.BertForPreTraining(
-            transformers.BertConfig(**config_to_json(config, "BertForPreTraining", 0))
-        )
+        tree = config_to_json(config, "BertForPreTraining", 0)
+        model = transformers.BertForPreTraining(transformers.BertConfig(**tree))
     assert ours == sum(p.numel() for p in model.parameters())
 
 
