@@ -49,6 +49,8 @@ LIBRARIES = {
     "tokamax": {"model"},
     "tokenizers": {"text", "data_prep"},
     "sentencepiece": {"text", "data_prep"},
+    "onnx": {"convert"},
+    "onnxruntime": {"convert"},  # to prove an export
     "torch": {"convert"},  # to prove a conversion, where installed
     "transformers": {"convert"},
     "tensorflow": set(),
