@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, write and compare; a failed comparison leaves the files and ends with status 1."""
-    from bert_jax.convert.proof import NOT_PROVED, demand, prove, wanted
+    from bert_jax.convert.proof import demand, not_proved, prove, wanted
 
     proving = wanted(args.prove)
     loaded = open_model(args.source, drop=args.drop)
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     for note in loaded.notes:
         print(f"  {note}")
     if not proving:
-        print(NOT_PROVED if args.prove is None else "not proved, as asked")
+        print(not_proved(args.prove))
         return 0
     written = native.read(args.output)  # what is proved is what stands in the files
     kind = huggingface.kind_for(written, None, str(args.output))
