@@ -45,7 +45,7 @@ class Proof:
     """What was compared, and how far apart it is.
 
     `worst` has the largest absolute difference by quantity: "layer N" (0: the embeddings), "masked_lm", "pooler",
-    "next_sentence" or "replaced_token". `other_ids` are texts with other ids, `load_report` what the library said of keys.
+    "next_sentence" or "replaced_token". `other_ids` are texts with other ids, `load_report` what was said of keys.
     """
 
     passed: bool
