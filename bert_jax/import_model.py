@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.output}: {loaded.architecture}, {parameters:,} parameters, {loaded.tokenizer}")
     for note in loaded.notes:
         print(f"  {note}")
+    if loaded.tokenizer.vocab_size < loaded.config.vocab_size:
+        print(f"  the word table has {loaded.config.vocab_size} rows, more than the tokenizer has pieces")
     if not proving:
         print(not_proved(args.prove))
         return 0

@@ -146,7 +146,7 @@ CASES = [
     ),
     Case(
         "half a head",
-        "1 tensors are missing: cls.predictions.bias",
+        "1 tensor is missing: cls.predictions.bias",
         tensors(lambda all_of: all_of.pop("cls.predictions.bias")),
     ),
     Case(
@@ -165,7 +165,7 @@ CASES = [
     ),
     Case(
         "NaN in the weights",
-        "2 values of bert.encoder.layer.2.output.dense.bias are NaN or infinite",
+        "2 values of 24 in bert.encoder.layer.2.output.dense.bias are NaN or infinite",
         tensors(lambda all_of: all_of[LAYER].__setitem__(slice(2), np.nan)),
     ),
     Case(
@@ -173,7 +173,7 @@ CASES = [
         "cls.predictions.decoder.weight differs from bert.embeddings.word_emb",
         tensors(lambda all_of: all_of.update({"cls.predictions.decoder.weight": all_of[WORD] + 1})),
     ),
-    Case("a pickle that would run a command", "it would call posix.system", executing),
+    Case("a pickle that would run a command", "it asks for posix.system, which no weights need; nothing was run", executing),
     Case(
         "TensorFlow 2 weights",
         "TensorFlow 2 weights (tf_model.h5) are not read",
@@ -191,8 +191,8 @@ CASES = [
     ),
     Case("a decoder", "is_decoder = True is not read", settings(is_decoder=True)),
     Case("a config that is no JSON", "config.json: not JSON", cut(CONFIG, 0.5)),
-    Case("a larger tokenizer", "the tokenizer has 98 pieces, the model 97", vocabulary([*PIECES, "more"])),
-    Case("no tokenizer", "", without("model/tokenizer.json", "model/vocab.txt")),
+    Case("a larger tokenizer", "the tokenizer has 97 pieces, the model 96", vocabulary([*PIECES, "more"])),
+    Case("no tokenizer", "the directory holds no tokenizer", without("model/tokenizer.json", "model/vocab.txt")),
     Case("not a model", "this holds no model", command="import thesis --output out"),
     Case("nothing there", "this does not exist", command="import nothing --output out"),
     Case("a place that is taken", "ours: this exists already; give --force", command="import model --output ours"),
