@@ -24,7 +24,7 @@ def padded(
     """One record a row, padded to the shards' length.
 
     Args:
-        records: as `text.records` reads them, n records of T tokens and P predictions.
+        records: as `text.records` reads them, n records of T tokens and P predictions; integers of any dtype.
         relations: labels of the segments' relation. Of more than two they come from the feature `relation`; of
             none (rows of one segment) all `nsp_weights` are 0.
         length, predictions: T and P of the rows, if less than the records'.
@@ -41,15 +41,18 @@ def padded(
         if kept is not None and records[name][:, kept:].any():
             row = int(np.flatnonzero(records[name][:, kept:].any(1))[0])
             raise Overfull(row, f"more than the {kept} {what} that its row has")
-    ids = records["input_ids"][:, t]
-    n, width = ids.shape
+    n, width = records["input_ids"][:, t].shape
+
+    def part(name: str, columns: slice) -> np.ndarray:
+        return records[name][:, columns].astype(np.int32, copy=False)
+
     return {
-        "input_ids": ids,
-        "segment_ids": records["segment_ids"][:, t],
+        "input_ids": part("input_ids", t),
+        "segment_ids": part("segment_ids", t),
         "position_ids": np.broadcast_to(np.arange(width, dtype=np.int32), (n, width)),
-        "sequence_ids": records["input_mask"][:, t],
-        "mlm_positions": records["masked_lm_positions"][:, p],
-        "mlm_labels": records["masked_lm_ids"][:, p],
+        "sequence_ids": part("input_mask", t),
+        "mlm_positions": part("masked_lm_positions", p),
+        "mlm_labels": part("masked_lm_ids", p),
         "mlm_weights": records["masked_lm_weights"][:, p],
         "cls_positions": np.zeros((n, 1), np.int32),
         "nsp_labels": _labels(records, relations).reshape(n, 1),
@@ -77,7 +80,7 @@ def packed(records: dict[str, np.ndarray], sequences: np.ndarray, predictions: i
     length, (b, s) = records["input_ids"].shape[1], sequences.shape
     row, place = np.nonzero(sequences)
     first, later = np.flatnonzero(place == 0), np.flatnonzero(place)
-    tokens = records["input_mask"].sum(1, dtype=np.int64)
+    tokens = records["input_mask"].sum(1, dtype=np.int32).astype(np.int64)
     # up to the last used slot: one of weight 0 between others keeps its place
     slots = (np.arange(1, records["masked_lm_weights"].shape[1] + 1) * (records["masked_lm_weights"] > 0)).max(1)
     offset, slot = _before(tokens, first), _before(slots, first)
@@ -93,19 +96,19 @@ def packed(records: dict[str, np.ndarray], sequences: np.ndarray, predictions: i
         ("input_ids", records["input_ids"][first], records["input_ids"][later]),
         ("segment_ids", records["segment_ids"][first], records["segment_ids"][later]),
         ("position_ids", np.tile(np.arange(length, dtype=np.int32), (b, 1)), np.arange(length)),
-        ("sequence_ids", records["input_mask"][first], place[later, None] + 1),
+        ("sequence_ids", records["input_mask"][first].astype(np.int32), place[later, None] + 1),
     ):
         values.reshape(-1)[target] = np.broadcast_to(following, inside.shape)[inside]
-        batch[name] = values
+        batch[name] = values.astype(np.int32, copy=False)
     width = min(predictions, records["masked_lm_ids"].shape[1])
     used = np.arange(records["masked_lm_ids"].shape[1]) < slots[later, None]
     target = ((row * predictions + slot)[later, None] + np.arange(used.shape[1]))[used]
-    for name, values, shift in (
-        ("mlm_positions", records["masked_lm_positions"], offset),
-        ("mlm_labels", records["masked_lm_ids"], 0 * offset),
-        ("mlm_weights", records["masked_lm_weights"], 0 * offset),
+    for name, values, shift, dtype in (
+        ("mlm_positions", records["masked_lm_positions"], offset, np.int32),
+        ("mlm_labels", records["masked_lm_ids"], 0 * offset, np.int32),
+        ("mlm_weights", records["masked_lm_weights"], 0 * offset, np.float32),
     ):
-        out = np.zeros((b, predictions), values.dtype)
+        out = np.zeros((b, predictions), dtype)
         out[:, :width] = values[first, :width]
         out.reshape(-1)[target] = (values[later] + shift[later, None])[used]
         batch[name] = out
@@ -120,7 +123,7 @@ def packed(records: dict[str, np.ndarray], sequences: np.ndarray, predictions: i
 
 
 def _labels(records: dict[str, np.ndarray], relations: int) -> np.ndarray:
-    return records["relation" if relations > 2 else "next_sentence_labels"]
+    return records["relation" if relations > 2 else "next_sentence_labels"].astype(np.int32, copy=False)
 
 
 def _before(sizes: np.ndarray, first: np.ndarray) -> np.ndarray:

@@ -54,7 +54,7 @@ def decode(
         BadRecord: with the row and the offset in the record.
     """
     blocks: list[tuple[int, Records]] = []
-    heads: list[_EntryHead] = []
+    heads: list[list[_EntryHead]] = []
     lacking: set[str] = set()
     rows = max(1, _VALUES // max(1, spec.length))
     for first in range(0, max(1, len(examples)), rows):
@@ -80,7 +80,7 @@ def _absent(name: str, n: int, width: int) -> np.ndarray:
 
 
 def _decode_block(
-    examples: Sequence[bytes], spec: RecordSpec, names: Sequence[str], heads: list[_EntryHead], lacking: set[str]
+    examples: Sequence[bytes], spec: RecordSpec, names: Sequence[str], heads: list[list[_EntryHead]], lacking: set[str]
 ) -> Records:
     """The features that any of the Examples has, with values of any dtype; what some of them lack goes to `lacking`."""
     n = len(examples)
@@ -169,87 +169,61 @@ class _Span:
 
 
 def _spans(
-    buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray, heads: list[_EntryHead]
+    buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray, heads: list[list[_EntryHead]]
 ) -> tuple[dict[str, _Span], np.ndarray]:
     """Where the payload of each known feature lies.
 
-    All records step over their map entries together. Each round takes the head of one record's next entry
-    and finds it by comparison in all others; what differs waits for a later round. Records that were written
-    by one program need one round an entry, or a few more where sizes differ in their number of bytes.
+    All records step over their map entries together. At each step the head of one record's entry is taken and found
+    by comparison in all others; then that of one in which it was not, and so on. Records that were written by one
+    program have one head a step, or a few where sizes differ in their number of bytes.
 
     Args:
-        heads: see `_spans_alike`.
+        heads: of each step, as earlier blocks had them; new ones are added.
 
     Returns:
         The spans by name, and bool[n]: records that are not of the usual form and must be parsed one by one.
     """
     n = len(starts)
+    spans: dict[str, _Span] = {}
     cursor, stop, fine = _field(buffer, starts, ends, 0x0A)
     slow = ~fine | (stop != ends)
-    if n and not slow.any() and (alike := _spans_alike(buffer, cursor, stop, heads)) is not None:
-        return alike, slow
-    spans: dict[str, _Span] = {}
-    rows = np.flatnonzero(~slow & (cursor < stop))
-    passed = np.zeros(n, np.int64)  # entries
-    for _ in range(_ROUNDS):
-        if not len(rows):
+    for step in range(_STEPS):
+        rest = np.flatnonzero((cursor < stop) & ~slow)
+        if not len(rest):
             return spans, slow
-        steps = passed[rows]
-        here = rows[steps == steps.min()]  # those ahead wait, so that the others catch up with them
-        at = cursor[here]
-        head = _entry_head(buffer, int(at[0]), int(stop[here[0]]))
-        if head is None:
-            slow[here[0]] = True
-            rows = rows[rows != here[0]]
-            continue
-        window = windows(buffer, at, 8 * len(head.mask))
-        same = np.flatnonzero(~(window.view(np.uint64) & head.mask != head.bytes & head.mask).any(axis=1))
-        at, here = at[same], here[same]
-        end, odd = _entry_ends(window[same], at, stop[here], head)
-        if head.name is not None:
-            span = spans.setdefault(head.name, _Span(n))
-            span.begin[here], span.end[here], span.kind[here] = at + head.length, end, head.kind
-        cursor[here] = end
-        passed[here] += 1
-        slow[here[odd]] = True
-        rows = rows[~slow[rows] & (cursor[rows] < stop[rows])]
-    slow[rows] = True
+        if step == len(heads):
+            heads.append([])
+        for tried in range(_HEADS):
+            if tried == len(heads[step]):
+                head = _entry_head(buffer, int(cursor[rest[0]]), int(stop[rest[0]]))
+                if head is None:
+                    break
+                heads[step].append(head)
+            head = heads[step][tried]
+            here = rest if len(rest) < n else slice(None)
+            at = cursor[here]
+            window = windows(buffer, at, 8 * len(head.mask))
+            differs = window.view(np.uint64) & head.mask != head.bytes & head.mask
+            if differs.any():
+                other = differs.any(axis=1)
+                window, at, here, rest = window[~other], at[~other], rest[~other], rest[other]
+            else:
+                rest = rest[:0]
+            end, odd = _entry_ends(window, at, stop[here], head)
+            if head.name is not None:
+                span = spans.setdefault(head.name, _Span(n))
+                span.begin[here], span.end[here], span.kind[here] = at + head.length, end, head.kind
+            slow[here] |= odd
+            cursor[here] = end
+            if not len(rest):
+                break
+        slow[rest] = True
+    slow |= cursor < stop
     return spans, slow
 
 
-def _spans_alike(
-    buffer: np.ndarray, cursor: np.ndarray, stop: np.ndarray, heads: list[_EntryHead]
-) -> dict[str, _Span] | None:
-    """`_spans` of records that all have the same entries, with heads of the same form; None of others.
-
-    Args:
-        heads: of the entries, as earlier blocks had them; brought up to date.
-    """
-    spans: dict[str, _Span] = {}
-    for place in range(_ROUNDS):
-        left = cursor < stop
-        if not left.all():
-            return None if left.any() else spans
-        for fresh in (False, True):
-            if fresh or place == len(heads):
-                head = _entry_head(buffer, int(cursor[0]), int(stop[0]))
-                if head is None:
-                    return None
-                heads[place:] = [head]
-            head = heads[place]
-            window = windows(buffer, cursor, 8 * len(head.mask))
-            if (window.view(np.uint64) & head.mask == head.bytes & head.mask).all():
-                break
-        else:
-            return None
-        end, odd = _entry_ends(window, cursor, stop, head)
-        if odd.any():
-            return None
-        if head.name is not None:
-            span = spans[head.name] = _Span(0)
-            span.begin, span.end, span.kind = cursor + head.length, end, np.full(len(end), head.kind, np.int8)
-        cursor = end
-    return None
+_STEPS = 64  # entries of a record
+_HEADS = 16  # of one step: enough for ten features in any order
 
 
 def _entry_ends(
@@ -270,9 +244,6 @@ def _entry_ends(
     for other in stops[1:]:
         odd |= other != end
     return end, odd
-
-
-_ROUNDS = 400  # enough for entries in another order in each record
 
 
 @dataclass(frozen=True)
@@ -377,8 +348,9 @@ def _values(
         if raw.max(initial=0) < 128:
             return raw
     raw = windows(buffer, begin, int(sizes.max()) + _LONGEST)
+    small = np.uint16 if raw.shape[1] < 1 << 16 else np.int64  # several times faster
     # A value begins at the first byte of the list and behind each that is below 128.
-    begins = np.arange(raw.shape[1], dtype=np.int32) < sizes.astype(np.int32)[:, None]
+    begins = np.arange(raw.shape[1], dtype=small) < sizes.astype(small)[:, None]
     begins[:, 1:] &= raw[:, :-1] < 128
     first = np.flatnonzero(begins)
     bases = raw.shape[1] * np.arange(len(rows))
@@ -408,18 +380,18 @@ def _short_varints(data: np.ndarray, first: np.ndarray) -> np.ndarray | None:
     _LONGEST bytes must follow the last place. For each byte is computed what it would begin, because that is done many
     bytes at once, and taking single ones is not.
     """
-    more, low = data >> np.uint8(7), data & np.uint8(127)
-    value = (low[1:-1] * more[:-2]).astype(np.uint16)
-    value <<= np.uint16(7)
-    value |= low[:-2]
+    more, low = (data >= 128).view(np.uint8), data & np.uint8(127)
+    # products, because NumPy shifts take twice as long
+    value = np.multiply(low[1:-1] * more[:-2], np.uint16(1 << 7), dtype=np.uint16)
+    value += low[:-2]
     third = data[2:] * (more[:-2] & more[1:-1])  # 0 where the value has ended
     if third.max(initial=0) < 4:  # so all are below 65,536
-        value |= third.astype(np.uint16) << np.uint16(14)
+        value += np.multiply(third, np.uint16(1 << 14), dtype=np.uint16)
         return value.take(first)
     third = third.take(first)
     if third.max() > 127:
         return None
-    return value.take(first) | third.astype(np.int32) << np.int32(14)
+    return value.take(first) + third.astype(np.int32) * np.int32(1 << 14)
 
 
 def _long_varints(data: np.ndarray, first: np.ndarray, further: np.ndarray, longest: int) -> np.ndarray:
