@@ -80,38 +80,37 @@ def packed(records: dict[str, np.ndarray], sequences: np.ndarray, predictions: i
     length, (b, s) = records["input_ids"].shape[1], sequences.shape
     row, place = np.nonzero(sequences)
     first, later = np.flatnonzero(place == 0), np.flatnonzero(place)
-    tokens = records["input_mask"].sum(1, dtype=np.int32).astype(np.int64)
+    tokens = records["input_mask"].sum(1, dtype=np.int32)
     # up to the last used slot: one of weight 0 between others keeps its place
-    slots = (np.arange(1, records["masked_lm_weights"].shape[1] + 1) * (records["masked_lm_weights"] > 0)).max(1)
+    own = records["masked_lm_weights"].shape[1]
+    slots = (np.arange(1, own + 1, dtype=np.int32) * (records["masked_lm_weights"] > 0)).max(1)
     offset, slot = _before(tokens, first), _before(slots, first)
     for ends, most, what in ((offset + tokens, length, "tokens"), (slot + slots, predictions, "predictions")):
         if (ends > most).any():
             raise Overfull(int(np.flatnonzero(ends > most)[0]), f"its row has more than the {most} {what} it holds")
 
     # most rows have one record: it is copied whole, only the others' tokens are moved one by one
-    inside = np.arange(length) < tokens[later, None]
-    target = ((row * length + offset)[later, None] + np.arange(length))[inside]
-    batch = {}
+    count = tokens[later]
+    source, target = _runs(length * later, count), _runs((length * row + offset)[later], count)
+    batch = {name: np.empty((b, length), np.int32) for name in _TOKENS}
     for name, values, following in (
-        ("input_ids", records["input_ids"][first], records["input_ids"][later]),
-        ("segment_ids", records["segment_ids"][first], records["segment_ids"][later]),
-        ("position_ids", np.tile(np.arange(length, dtype=np.int32), (b, 1)), np.arange(length)),
-        ("sequence_ids", records["input_mask"][first].astype(np.int32), place[later, None] + 1),
+        ("input_ids", records["input_ids"][first], records["input_ids"].reshape(-1)[source]),
+        ("segment_ids", records["segment_ids"][first], records["segment_ids"].reshape(-1)[source]),
+        ("position_ids", np.arange(length), source % length),
+        ("sequence_ids", records["input_mask"][first], np.repeat(place[later] + 1, count)),
     ):
-        values.reshape(-1)[target] = np.broadcast_to(following, inside.shape)[inside]
-        batch[name] = values.astype(np.int32, copy=False)
-    width = min(predictions, records["masked_lm_ids"].shape[1])
-    used = np.arange(records["masked_lm_ids"].shape[1]) < slots[later, None]
-    target = ((row * predictions + slot)[later, None] + np.arange(used.shape[1]))[used]
-    for name, values, shift, dtype in (
-        ("mlm_positions", records["masked_lm_positions"], offset, np.int32),
-        ("mlm_labels", records["masked_lm_ids"], 0 * offset, np.int32),
-        ("mlm_weights", records["masked_lm_weights"], 0 * offset, np.float32),
+        batch[name][:] = values
+        batch[name].reshape(-1)[target] = following
+    width, count = min(predictions, own), slots[later]
+    source, target = _runs(own * later, count), _runs((predictions * row + slot)[later], count)
+    for name, values, shift in (
+        ("mlm_positions", records["masked_lm_positions"], np.repeat(offset[later], count)),
+        ("mlm_labels", records["masked_lm_ids"], 0),
+        ("mlm_weights", records["masked_lm_weights"], 0),
     ):
-        out = np.zeros((b, predictions), dtype)
-        out[:, :width] = values[first, :width]
-        out.reshape(-1)[target] = (values[later] + shift[later, None])[used]
-        batch[name] = out
+        batch[name] = np.zeros((b, predictions), np.float32 if name == "mlm_weights" else np.int32)
+        batch[name][:, :width] = values[first, :width]
+        batch[name].reshape(-1)[target] = values.reshape(-1)[source] + shift
     for name, values, dtype in (
         ("cls_positions", offset, np.int32),
         ("nsp_labels", _labels(records, relations), np.int32),
@@ -124,6 +123,15 @@ def packed(records: dict[str, np.ndarray], sequences: np.ndarray, predictions: i
 
 def _labels(records: dict[str, np.ndarray], relations: int) -> np.ndarray:
     return records["relation" if relations > 2 else "next_sentence_labels"].astype(np.int32, copy=False)
+
+
+_TOKENS = ("input_ids", "segment_ids", "position_ids", "sequence_ids")
+
+
+def _runs(begin: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """begin[0], begin[0] + 1, …, as many as size[0], then begin[1], …: int64[sum of size]."""
+    ends = np.cumsum(size)
+    return np.arange(size.sum()) + np.repeat(begin - (ends - size), size)
 
 
 def _before(sizes: np.ndarray, first: np.ndarray) -> np.ndarray:

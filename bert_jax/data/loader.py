@@ -280,19 +280,10 @@ def remask(records: Records, manifest: Manifest, keys: np.ndarray) -> Records:
     )
     if rule.unit == "word" and "word_starts" not in records:
         raise UserError("these shards have no word starts", "data.masking", "use static masks, or make them anew")
-    n = len(keys)
-    parts = [_remask_block({k: x[i : i + _ROWS] for k, x in records.items()}, manifest, rule, keys[i : i + _ROWS]) for i in range(0, max(1,n), _ROWS)]
-    return records | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-_ROWS = 512  # whose arrays fit into a core's cache
-
-
-def _remask_block(records: Records, manifest: Manifest, rule: Rule, keys: np.ndarray) -> Records:
     ids = restore(records)
     units = units_of(ids, records.get("word_starts"), manifest.special, rule.unit)
     new = corrupt(ids, units, manifest.special, manifest.vocab_size, rule, keys)
-    return {
+    return records | {
         "input_ids": new.ids,
         "masked_lm_positions": new.positions,
         "masked_lm_ids": new.labels,

@@ -140,7 +140,7 @@ def corrupt(
     for first in range(0, n, _BLOCK):
         rows = slice(first, first + _BLOCK)
         eligible = units[rows] >= 0
-        counts = eligible.sum(1, dtype=units.dtype)  # faster than count_nonzero by rows, and in a small dtype
+        counts = eligible.view(np.uint8).sum(1, dtype=units.dtype)  # several times faster than count_nonzero by rows
         wanted = np.maximum(np.floor(rule.rate * counts + uniform(keys[rows], 0)), counts > 0).astype(np.int32)
         fitted = np.minimum(wanted, rule.cap)
         if rule.unit == "token":

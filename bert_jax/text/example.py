@@ -56,9 +56,8 @@ def decode(
     blocks: list[tuple[int, Records]] = []
     heads: list[list[_EntryHead]] = []
     lacking: set[str] = set()
-    rows = max(1, _VALUES // max(1, spec.length))
-    for first in range(0, max(1, len(examples)), rows):
-        block = examples[first : first + rows]
+    for first in range(0, max(1, len(examples)), _BLOCK):
+        block = examples[first : first + _BLOCK]
         try:
             blocks.append((len(block), _decode_block(block, spec, names, heads, lacking)))
         except BadRecord as error:
@@ -68,7 +67,8 @@ def decode(
         if shared and name in lacking or not any(name in block for _, block in blocks):
             continue
         parts = [block[name] if name in block else _absent(name, n, _width(name, spec)) for n, block in blocks]
-        records[name] = np.concatenate(parts, dtype=None if narrow else _DTYPES[name])
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        records[name] = whole if narrow else whole.astype(_DTYPES[name], copy=False)
     for name in ("next_sentence_labels", "relation"):
         if name in records:
             records[name] = records[name][:, 0]
@@ -109,12 +109,16 @@ def _decode_block(
         if len(wrong):
             raise BadRecord(int(wrong[0]), int((span.begin - starts)[wrong[0]]), f"{name} is of another type")
         width = _width(name, spec)
+        step = max(1, _VALUES // max(1, width))
+        parts = [
+            _values(buffer, span.begin[rows], span.end[rows], name, width, rows, starts)
+            for rows in (fast[first : first + step] for first in range(0, max(1, len(fast)), step))
+        ]
         if len(fast) == n:
-            records[name] = _values(buffer, span.begin, span.end, name, width, fast, starts)
+            records[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
             continue
         out = records[name] = _absent(name, n, width)
-        if len(fast):
-            out[fast] = _values(buffer, span.begin[fast], span.end[fast], name, width, fast, starts)
+        out[fast] = np.concatenate(parts)
         for row, found in lists.items():
             if name in found:
                 out[row] = _slow_values(found[name], name, width, row)
@@ -122,6 +126,7 @@ def _decode_block(
 
 
 _SPARE = 192  # bytes, more than the head of an entry has
+_BLOCK = 4096  # records whose entries are found together: many, because a search is many calls of NumPy
 _VALUES = 1 << 17  # decoded at a time: what belongs to them stays in the processor's cache
 _DTYPES = {name: np.int32 for name in NAMES} | {
     "masked_lm_weights": np.float32,
@@ -203,13 +208,22 @@ def _spans(
             here = rest if len(rest) < n else slice(None)
             at = cursor[here]
             window = windows(buffer, at, 8 * len(head.mask))
-            differs = window.view(np.uint64) & head.mask != head.bytes & head.mask
-            if differs.any():
-                other = differs.any(axis=1)
-                window, at, here, rest = window[~other], at[~other], rest[~other], rest[other]
-            else:
+            words = window.view(np.uint64)
+            if (words & head.extent == head.bytes).all():  # sizes too, as most features have it
+                end = at + head.size
+                odd = end > stop[here]
                 rest = rest[:0]
-            end, odd = _entry_ends(window, at, stop[here], head)
+            else:
+                other = (words & head.mask != head.bytes & head.mask).any(axis=1)
+                if other.any():
+                    window, at, here, rest = window[~other], at[~other], rest[~other], rest[other]
+                else:
+                    rest = rest[:0]
+                # a varint of known form is a sum of its bytes, each times a power of 128
+                said = head.factors @ (window[:, head.places] & 127).T.astype(np.int64)
+                ends = at + (said + head.after[:, None])
+                end = ends[0]
+                odd = (ends != end).any(axis=0) | (end > stop[here]) | (end < at + head.length)
             if head.name is not None:
                 span = spans.setdefault(head.name, _Span(n))
                 span.begin[here], span.end[here], span.kind[here] = at + head.length, end, head.kind
@@ -226,26 +240,6 @@ _STEPS = 64  # entries of a record
 _HEADS = 16  # of one step: enough for ten features in any order
 
 
-def _entry_ends(
-    window: np.ndarray, at: np.ndarray, stop: np.ndarray, head: _EntryHead
-) -> tuple[np.ndarray, np.ndarray]:
-    """Where entries with a head of this form end, from their first bytes; and which are not in order."""
-    if (window.view(np.uint64) & head.extent == head.bytes).all():  # sizes too, as most features have it
-        end = at + head.size
-        return end, end > stop
-    stops = []
-    for place, width in head.sizes:
-        size = window[:, place].astype(np.int64) & 127
-        for more in range(1, width):
-            size |= (window[:, place + more].astype(np.int64) & 127) << 7 * more
-        stops.append(at + (place + width) + size)
-    end = stops[0]
-    odd = (end > stop) | (at + head.length > end)
-    for other in stops[1:]:
-        odd |= other != end
-    return end, odd
-
-
 @dataclass(frozen=True)
 class _EntryHead:
     """The bytes of a map entry up to its payload; or up to its value, where the name is unknown (None)."""
@@ -254,7 +248,9 @@ class _EntryHead:
     kind: int
     length: int
     size: int  # of the whole entry
-    sizes: list[tuple[int, int]]  # place and number of bytes of each varint; each says where the entry ends
+    places: np.ndarray  # int64[b], of the bytes of the varints, each of which says where the entry ends
+    factors: np.ndarray  # int64[v, b], what each byte counts in each varint
+    after: np.ndarray  # int64[v], the place behind each varint
     bytes: np.ndarray  # uint64[w], the head filled up with zeros
     extent: np.ndarray  # uint64[w], ones where the head is
     mask: np.ndarray  # uint64[w], the same without the bits that say sizes
@@ -306,12 +302,18 @@ def _entry_head(buffer: np.ndarray, at: int, stop: int) -> _EntryHead | None:
     if len(ends) > 1 or length > end or at + end > stop:
         return None
     fill = bytes(-length % 8)
+    factors = np.zeros((len(sizes), sum(width for _, width in sizes)), np.int64)
+    for number, (_, width) in enumerate(sizes):
+        first = sum(width for _, width in sizes[:number])
+        factors[number, first : first + width] = 128 ** np.arange(width)
     return _EntryHead(
         name=name if name in NAMES else None,
         kind=kind,
         length=length,
         size=end,
-        sizes=sizes,
+        places=np.concatenate([np.arange(place, place + width) for place, width in sizes]),
+        factors=factors,
+        after=np.array([place + width for place, width in sizes]),
         bytes=np.frombuffer(data[:length] + fill, np.uint64),
         extent=np.frombuffer(b"\xff" * length + fill, np.uint64),
         mask=np.frombuffer(bytes(mask) + fill, np.uint64),
