@@ -92,15 +92,15 @@ def packed(records: dict[str, np.ndarray], sequences: np.ndarray, predictions: i
     # most rows have one record: it is copied whole, only the others' tokens are moved one by one
     count = tokens[later]
     source, target = _runs(length * later, count), _runs((length * row + offset)[later], count)
-    batch = {name: np.empty((b, length), np.int32) for name in _TOKENS}
+    batch = {}
     for name, values, following in (
         ("input_ids", records["input_ids"][first], records["input_ids"].reshape(-1)[source]),
         ("segment_ids", records["segment_ids"][first], records["segment_ids"].reshape(-1)[source]),
-        ("position_ids", np.arange(length), source % length),
-        ("sequence_ids", records["input_mask"][first], np.repeat(place[later] + 1, count)),
+        ("position_ids", np.tile(np.arange(length, dtype=np.int32), (b, 1)), source % length),
+        ("sequence_ids", records["input_mask"][first].astype(np.int32), np.repeat(place[later] + 1, count)),
     ):
-        batch[name][:] = values
-        batch[name].reshape(-1)[target] = following
+        values.reshape(-1)[target] = following
+        batch[name] = values.astype(np.int32, copy=False)
     width, count = min(predictions, own), slots[later]
     source, target = _runs(own * later, count), _runs((predictions * row + slot)[later], count)
     for name, values, shift in (
@@ -123,9 +123,6 @@ def packed(records: dict[str, np.ndarray], sequences: np.ndarray, predictions: i
 
 def _labels(records: dict[str, np.ndarray], relations: int) -> np.ndarray:
     return records["relation" if relations > 2 else "next_sentence_labels"].astype(np.int32, copy=False)
-
-
-_TOKENS = ("input_ids", "segment_ids", "position_ids", "sequence_ids")
 
 
 def _runs(begin: np.ndarray, size: np.ndarray) -> np.ndarray:

@@ -178,7 +178,7 @@ def _choose_tokens(eligible: np.ndarray, fitted: np.ndarray, cap: int, keys: np.
     drawn = order[:, :slots].copy()
     drawn.sort(axis=1)
     places = (drawn & _place_mask(length)).astype(np.int32)
-    places[np.arange(slots) >= fitted[:, None]] = length
+    np.maximum(places, np.int32(length) * (np.arange(slots) >= fitted[:, None]), out=places)
     places.sort(axis=1)
     return places if slots == cap else np.pad(places, ((0, 0), (0, cap - slots)), constant_values=length)
 
