@@ -350,6 +350,7 @@ def _values(
         if raw.max(initial=0) < 128:
             return raw
     raw = windows(buffer, begin, int(sizes.max()) + _LONGEST)
+    raw[:, -2:] = 0  # so that nothing behind a list seems to go on in the next row
     small = np.uint16 if raw.shape[1] < 1 << 16 else np.int64  # several times faster
     # A value begins at the first byte of the list and behind each that is below 128.
     begins = np.arange(raw.shape[1], dtype=small) < sizes.astype(small)[:, None]
