@@ -144,7 +144,7 @@ def corrupt(
         wanted = np.maximum(np.floor(rule.rate * counts + uniform(keys[rows], 0)), counts > 0).astype(np.int32)
         fitted = np.minimum(wanted, rule.cap)
         if rule.unit == "token":
-            positions = _choose_tokens(eligible, fitted, rule.cap, keys[rows])
+            positions = _choose_tokens(units[rows], fitted, rule.cap, keys[rows])
         else:
             positions = _choose_units(units[rows], eligible, fitted, rule.cap, keys[rows])
         done.wanted[rows], done.fitted[rows] = wanted, fitted
@@ -167,11 +167,10 @@ def _views(done: Corrupted, rows: slice) -> Corrupted:
     return Corrupted(*(getattr(done, field.name)[rows] for field in fields(done)))
 
 
-def _choose_tokens(eligible: np.ndarray, fitted: np.ndarray, cap: int, keys: np.ndarray) -> np.ndarray:
+def _choose_tokens(units: np.ndarray, fitted: np.ndarray, cap: int, keys: np.ndarray) -> np.ndarray:
     """Places of `fitted` random eligible tokens a row, ascending, T in unused slots: int32[n,P]."""
-    n, length = eligible.shape
-    order = _order(keys, length)
-    order |= eligible.astype(np.uint32) - np.uint32(1)  # last, where not
+    n, length = units.shape
+    order = _order(keys, length, units)
     slots = min(cap, length)
     if slots < length:
         order.partition(slots - 1, axis=1)
@@ -225,17 +224,18 @@ def _take(order: np.ndarray, sizes: np.ndarray, fitted: np.ndarray, taken: np.nd
     return left
 
 
-def _order(keys: np.ndarray, length: int) -> np.ndarray:
+def _order(keys: np.ndarray, length: int, columns: np.ndarray | None = None) -> np.ndarray:
     """Random numbers with their column in the lowest bits, uint32[n,T]: sorted, they are a random order.
+
+    Of given `columns`, int[n,T], those that are -1 come last: all their bits are set.
 
     Two are equal above the column's bits once in 2^(32 - bits) cases, and then the lower column comes first. It
     matters only where the choice ends between the two: at T = 512 less than once in ten million rows and places.
     """
     words = _mixed(keys[:, None] + np.arange(2, 2 + (length + 1) // 2, dtype=np.uint64) * _GOLDEN)
     order = words.astype("<u8", copy=False).view("<u4")[:, :length]  # the lower half first on every machine
-    mask = _place_mask(length)
-    order &= ~mask
-    order |= np.arange(length, dtype=np.uint32)
+    order &= ~_place_mask(length)
+    order |= np.arange(length, dtype=np.uint32) if columns is None else columns.astype(np.int32).view(np.uint32)
     return order
 
 

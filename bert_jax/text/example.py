@@ -109,16 +109,11 @@ def _decode_block(
         if len(wrong):
             raise BadRecord(int(wrong[0]), int((span.begin - starts)[wrong[0]]), f"{name} is of another type")
         width = _width(name, spec)
-        step = max(1, _VALUES // max(1, width))
-        parts = [
-            _values(buffer, span.begin[rows], span.end[rows], name, width, rows, starts)
-            for rows in (fast[first : first + step] for first in range(0, max(1, len(fast)), step))
-        ]
         if len(fast) == n:
-            records[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            records[name] = _values(buffer, span.begin, span.end, name, width, fast, starts)
             continue
         out = records[name] = _absent(name, n, width)
-        out[fast] = np.concatenate(parts)
+        out[fast] = _values(buffer, span.begin[fast], span.end[fast], name, width, fast, starts)
         for row, found in lists.items():
             if name in found:
                 out[row] = _slow_values(found[name], name, width, row)
@@ -349,6 +344,10 @@ def _values(
         raw = windows(buffer, begin, width)
         if raw.max(initial=0) < 128:
             return raw
+    step = max(1, _VALUES // max(1, width))
+    if len(rows) > step:
+        parts = (slice(first, first + step) for first in range(0, len(rows), step))
+        return np.concatenate([_values(buffer, begin[p], end[p], name, width, rows[p], starts) for p in parts])
     raw = windows(buffer, begin, int(sizes.max()) + _LONGEST)
     raw[:, -2:] = 0  # so that nothing behind a list seems to go on in the next row
     small = np.uint16 if raw.shape[1] < 1 << 16 else np.int64  # several times faster
