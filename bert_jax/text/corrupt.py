@@ -232,7 +232,7 @@ def _order(keys: np.ndarray, length: int, columns: np.ndarray | None = None) -> 
     Two are equal above the column's bits once in 2^(32 - bits) cases, and then the lower column comes first. It
     matters only where the choice ends between the two: at T = 512 less than once in ten million rows and places.
     """
-    words = _mixed(keys[:, None] + np.arange(2, 2 + (length + 1) // 2, dtype=np.uint64) * _GOLDEN)
+    words = mix(keys[:, None] + np.arange(2, 2 + (length + 1) // 2, dtype=np.uint64) * _GOLDEN)
     order = words.astype("<u8", copy=False).view("<u4")[:, :length]  # the lower half first on every machine
     order &= ~_place_mask(length)
     order |= np.arange(length, dtype=np.uint32) if columns is None else columns.astype(np.int32).view(np.uint32)
@@ -263,7 +263,7 @@ def _replace(
     labels = ids[flat]
     done.labels.reshape(-1)[slots] = labels
     # one word a token: the die from its upper half, the replacement from its lower one
-    words = _mixed(keys[:, None] + (positions + (length + 3)).astype(np.uint64) * _GOLDEN).ravel()[slots]
+    words = mix(keys[:, None] + (positions + (length + 3)).astype(np.uint64) * _GOLDEN).ravel()[slots]
     die = words >> _HALF
     drawn = ordinary.take((((words & _LOW) * np.uint64(len(ordinary))) >> _HALF).view(np.int64))
     # a die is below a share of 2^32 if it is below that rounded up, and a double holds the product exactly
@@ -301,16 +301,10 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 def mix(x: np.ndarray) -> np.ndarray:
     """The finaliser of splitmix64, uint64 → uint64: every bit of the input moves half of the output's."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-    """`mix` in place: half of its memory, so that it stays in the processor's cache."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x ^= x >> np.uint64(shift)
-        x *= np.uint64(factor)
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)  # from here on in place, so that less memory passes through the cache
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
     x ^= x >> np.uint64(31)
     return x
 

@@ -121,7 +121,7 @@ def _decode_block(
 
 
 _SPARE = 192  # bytes, more than the head of an entry has
-_BLOCK = 4096  # records whose entries are found together: many, because a search is many calls of NumPy
+_BLOCK = 8192  # records whose entries are found together: many, because a search is many calls of NumPy
 _VALUES = 1 << 16  # decoded at a time: what belongs to them stays in the processor's cache
 _DTYPES = {name: np.int32 for name in NAMES} | {
     "masked_lm_weights": np.float32,
