@@ -61,7 +61,7 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     path = Path(path)
     if (path / "recipe.toml").is_file() and not huggingface.is_directory(path):
         config, tokenizer = load_config(path), Tokenizer.load(path / "tokenizer")
-        params, _ = load_params(path, step)
+        config, params = bert.unpadded(config, load_params(path, step)[0])
     elif huggingface.is_directory(path):
         config, params, _ = huggingface.read(path)
         tokenizer = Tokenizer.load(path)

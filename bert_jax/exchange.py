@@ -9,6 +9,7 @@ from pathlib import Path
 from bert_jax.convert import huggingface
 from bert_jax.convert.huggingface import KINDS
 from bert_jax.errors import UserError, counted
+from bert_jax.model import bert
 from bert_jax.store.checkpoint import load_params
 from bert_jax.store.rundir import load_config, read_json
 from bert_jax.text.tokenizer import Tokenizer
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         check_libraries()  # before anything is written: what was not proved would stand in the way of a second try
     config = load_config(args.run)
     params, step = load_params(args.run, args.step)
+    config, params = bert.unpadded(config, params)
     tokenizer = Tokenizer.load(args.run / "tokenizer")
     provenance = {**read_json(args.run / "provenance.json"), "step": step}
     extra = {

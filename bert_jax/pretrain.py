@@ -173,7 +173,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     report = Reporter(run_dir, recipe.report, sizes, clock, done, first)
     picture = Picture(run_dir, report.say)
     profile = Profile(run_dir, recipe.report, report.say, first)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    parameters = cost.parameters(config)
     platform = jax.devices()[0].platform
     report.say(
         f"{parameters:,} parameters on {counted(mesh.size, platform + ' device')}, "
