@@ -7,7 +7,6 @@ carried over: order, masks, dropout and learning rate are functions of it.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import os
 import time
@@ -25,7 +24,7 @@ from bert_jax import cost, flags
 from bert_jax.config import BertConfig, Recipe, digest, load_recipe, with_data, with_steps
 from bert_jax.data.feed import ahead, noting, to_devices, until_error
 from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches
-from bert_jax.data.stages import OpenStage, check_stages, open_stages
+from bert_jax.data.stages import OpenStage, check_stages, manifest_digests, open_stages
 from bert_jax.errors import UserError, counted
 from bert_jax.model import attention, bert
 from bert_jax.store import rundir
@@ -111,9 +110,8 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     if recipe.train.evaluate_batch:
         sharding.check_batch(mesh, recipe.train.evaluate_batch, 1, "train.evaluate_batch")
     first = jax.process_index() == 0
-    folders = [folder for s in stages for folder in (s.path, s.replayed) if folder]
-    manifests = [hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest() for folder in folders]
-    provenance = rundir.describe(digest(recipe), manifests, dict(mesh.shape))
+    manifests = manifest_digests(stages)
+    provenance = rundir.describe(digest(recipe), [sha256 for _, sha256 in manifests], dict(mesh.shape))
     provenance["flags"] = flags.recorded(os.environ)
     sources = [stage.path for stage in stages]
     held: list[TextIO] = []  # as long as this is alive, nobody else trains here
@@ -252,7 +250,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
             known = {
                 "seed": recipe.train.seed,
                 "masking": recipe.data.masking,
-                "manifest": manifests[folders.index(stage.path)],
+                "manifest": dict(manifests)[stage.path],
             }
             if first:
                 kept = bundles.note(row, pending.batch.records, pending.batch.rows, known)
