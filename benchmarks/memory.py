@@ -70,7 +70,6 @@ def in_a_process(devices: int) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace, devices: int) -> dict[str, Any]:
     """Compile the step for this many devices and read off what one of them needs, in bytes."""
-    import jax  # noqa: PLC0415  (in the process that has the devices)
 
     from bert_jax import footprint  # noqa: PLC0415
     from bert_jax.config import ModelSettings, Recipe, TrainSettings  # noqa: PLC0415
