@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bert_jax.config import BertConfig, preset
+from bert_jax.config import BertConfig, ModelSettings, preset
 from bert_jax.cost import Work, work
 
 VOCABULARY = 30522
@@ -39,6 +39,7 @@ class Case:
     def config(self, **overrides: object) -> BertConfig:
         """The network; attention dropout 0, as fused attention wants it, hidden dropout 0.1."""
         settings = {"attention_dropout": 0.0, "activation": "gelu_tanh", "positions": max(self.length, 512)}
+        settings |= {"vocab_multiple": ModelSettings().vocab_multiple}
         return preset(self.preset, VOCABULARY, **{**settings, **overrides})
 
 

@@ -10,6 +10,7 @@ import argparse
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -130,6 +131,8 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         processes.on_first_process(partial(rundir.clear_torn, run_dir))
         jax.config.update("jax_compilation_cache_dir", str(run_dir.absolute() / "compiled"))
+    # a run goes on without it, and tells of a full disk itself
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
@@ -333,7 +336,8 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
             with clock.timed("saving"):
                 checkpoints.finish(step)
         stopped = f"stopped after step {step:,}{', saved' if saves else ''}; the same command continues"
-        report.say("done" if finished else stopped)
+        if step or not unread:  # data that could not be read from the first step on have their own sentence
+            report.say("done" if finished else stopped)
 
     # --------------------------------------------------------------------------------------------------- the end
     if first and step:
