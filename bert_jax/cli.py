@@ -18,7 +18,8 @@ VERBS = {
     "replay": ("replay", "compute one step of a run again and show norms by layer"),
     "report": ("report", "curves and closing table of a run"),
     "compare": ("compare", "curves of several runs over each other, and the settings that differ"),
-    "export": ("exchange", "write Hugging Face files"),
+    "import": ("import_model", "read a BERT from elsewhere: transformers, TensorFlow, Flax"),
+    "export": ("export", "write a model as other libraries' files"),
     "doctor": ("doctor", "look for what would stop or spoil a run, before it begins"),
     "fill-mask": ("fill_mask", "the likeliest pieces for each [MASK] of a text"),
 }

@@ -145,7 +145,7 @@ def encode(
         def body(x: Array, place: tuple[Params | None, Array]) -> tuple[Array, Array | None]:
             weights, number = place
             if weights is None:
-                weights = jax.tree.map(lambda leaf: leaf[_group(config, number)], params["layers"])
+                weights = jax.tree.map(lambda leaf: jnp.asarray(leaf)[_group(config, number)], params["layers"])
             y = layer(x, weights, number)
             return y, y if all_layers else None
 
