@@ -2,9 +2,10 @@
 
     python -m benchmarks.bert_tokenizer --vocab DIRECTORY/*.txt --text FILE [FILE ...] --nasties 20000
 
-Each vocab.txt is opened bare, so its casing is found here from the pieces alone; BertTokenizer is told it by the name of
-the file: lower-casing is off where that says "-cased" (Google's convention: uncased and Chinese models lower-case).
-Texts are .txt, also .zst or .gz. Special tokens in text are ordinary characters on both sides (`split_special_tokens`).
+Each vocab.txt is opened bare, so its casing is found here from the pieces alone; BertTokenizer is told it by the name
+of the file: lower-casing is off where that says "-cased" (Google's convention: uncased and Chinese models lower-case).
+Texts are .txt, also .zst or .gz. Special tokens in text are ordinary characters on both sides
+(`split_special_tokens`).
 Ids by the fast path, ids with offsets, and the offsets themselves are compared on every line; what differs is printed,
 exit status 1 if anything does.
 """
@@ -20,9 +21,9 @@ from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # before the library is loaded: one thread
 
-from bert_jax.text.tokenizer import Tokenizer  # noqa: E402
 from benchmarks.exactness import blocks, compare, nasties  # noqa: E402
 from benchmarks.parity_tokenizer import NASTIES  # noqa: E402
+from bert_jax.text.tokenizer import Tokenizer  # noqa: E402
 
 
 def main() -> int:
@@ -65,7 +66,9 @@ def report(title: str, ours: Tokenizer, theirs, parts: Iterable[list[str]]) -> i
         wrong += compare(block, slow.ids, slow.rows, found["input_ids"])
         wrong += compare(block, slow.offsets, slow.rows, found["offset_mapping"])
     seconds = time.process_time() - begun
-    print(f"  {title}: {lines:,} lines, {ids:,} ids and offsets, {wrong} lines differ ({seconds:.0f} CPU s)", flush=True)
+    print(
+        f"  {title}: {lines:,} lines, {ids:,} ids and offsets, {wrong} lines differ ({seconds:.0f} CPU s)", flush=True
+    )
     return wrong
 
 

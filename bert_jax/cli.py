@@ -19,6 +19,7 @@ VERBS = {
     "report": ("report", "curves and closing table of a run"),
     "compare": ("compare", "curves of several runs over each other, and the settings that differ"),
     "export": ("exchange", "write Hugging Face files"),
+    "vocabulary": ("vocabulary", "add words to a model's vocabulary, trim it to texts, or resize its table"),
     "doctor": ("doctor", "look for what would stop or spoil a run, before it begins"),
     "fill-mask": ("fill_mask", "the likeliest pieces for each [MASK] of a text"),
 }

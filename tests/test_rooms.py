@@ -28,7 +28,7 @@ NOUNS = {
     "advice": {"config", "data", "errors", "text"},
     "data_prep": {"text", "config", "errors"},
 }
-VERBS = {"pretrain", "plan", "doctor", "evaluate", "replay", "report", "compare", "exchange", "fill_mask"}
+VERBS = {"pretrain", "plan", "doctor", "evaluate", "replay", "report", "compare", "exchange", "fill_mask", "vocabulary"}
 MAY = {
     **NOUNS,
     **dict.fromkeys(VERBS, (NOUNS.keys() - {"data_prep"}) | {"api"}),
