@@ -23,7 +23,7 @@ import torch
 import transformers
 
 from bert_jax.config import PRESETS, BertConfig, DataSettings, Execution, Stage, TrainSettings, preset
-from bert_jax.convert.huggingface import config_to_json
+from bert_jax.convert.families import config_to_json
 from bert_jax.convert.names import HUGGING_FACE, Params, to_foreign
 from bert_jax.data.batching import HostBatch
 from bert_jax.data.loader import open_batches, open_dataset
@@ -67,7 +67,7 @@ def compare(config: BertConfig, batches: list[HostBatch], stage: Stage) -> tuple
 
 def torch_twin(config: BertConfig, params: Params) -> Any:
     """transformers' BertForPreTraining with our weights."""
-    tree = config_to_json(config, "pretraining", pad=0)
+    tree = config_to_json(config, "BertForPreTraining", pad=0)
     model = transformers.BertForPreTraining(transformers.BertConfig(**tree))
     tensors = to_foreign(HUGGING_FACE, config, params)
     report = model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()}, strict=False)

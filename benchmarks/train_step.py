@@ -266,10 +266,11 @@ def there(config: BertConfig, dtype: str, batches: list[HostBatch], compiled: bo
     import transformers
 
     from benchmarks.parity_training import torch_batch
-    from bert_jax.convert.huggingface import config_to_json
+    from bert_jax.convert.families import config_to_json
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model = transformers.BertForPreTraining(transformers.BertConfig(**config_to_json(config, "pretraining", pad=0)))
+    tree = config_to_json(config, "BertForPreTraining", pad=0)
+    model = transformers.BertForPreTraining(transformers.BertConfig(**tree))
     model.train()
     settings = TrainSettings()
     parameters = list(model.parameters())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, overload
@@ -19,6 +19,8 @@ import numpy as np
 
 from bert_jax.config import BertConfig, Execution
 from bert_jax.convert import huggingface
+from bert_jax.convert.loaded import Loaded
+from bert_jax.convert.opening import REMEDY, check_tokenizer, open_foreign
 from bert_jax.errors import UserError
 from bert_jax.model import bert
 from bert_jax.store.checkpoint import load_params
@@ -30,7 +32,6 @@ LENGTHS = (16, 32, 64, 96, 128, 192, 256, 384, 512)  # beyond: multiples of 512
 ROWS = (1, 8, 32)
 # One compiled layer in a loop: 4 to 9 times faster at the first call, as fast afterwards (base on two cores).
 LOOP = Execution(scan="on")
-REMEDY = "give a run directory or a transformers directory"
 
 Text = str | tuple[str, str]
 Pool = Literal["cls", "mean", "pooled", "tokens"]
@@ -56,49 +57,24 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     Raises:
         UserError: there is no model (what is there instead is named), or its files do not fit each other.
     """
+    return Model.of(open_model(path, step))
+
+
+def open_model(path: str | os.PathLike, step: int | None = None, drop: Sequence[str] = ()) -> Loaded:
+    """As `load`, but the parts themselves: config, parameters, tokenizer and where they came from.
+
+    Args:
+        drop: beginnings of names of tensors to leave out, as of a head that nothing here knows.
+    """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"load takes a path, this is {_kind(path)}", "path", REMEDY)
     path = Path(path)
-    if (path / "recipe.toml").is_file() and not huggingface.is_directory(path):
-        config, tokenizer = load_config(path), Tokenizer.load(path / "tokenizer")
-        params, _ = load_params(path, step)
-    elif huggingface.is_directory(path):
-        config, params, _ = huggingface.read(path)
-        tokenizer = Tokenizer.load(path)
-    else:
-        raise _no_model(path)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} pieces, the model {config.vocab_size}",
-            str(path),
-            "put the tokenizer there that the model was trained with",
-        )
-    return Model(config, params, tokenizer)
-
-
-def _no_model(path: Path) -> UserError:
-    """What stands at `path` instead of a model, and what to give."""
-
-    def has(*names: str) -> bool:
-        return any((path / name).exists() for name in names)
-
-    above = path.absolute().parents
-    holder = next((p for p in above if (p / "recipe.toml").is_file() and (p / "model.json").is_file()), None)
-    if not path.exists():
-        return UserError("this does not exist", str(path), REMEDY)
-    if holder:
-        return UserError("this is a part of a run", str(path), f"give the run directory, {holder}")
-    if not path.is_dir():
-        return UserError("this is a file", str(path), REMEDY)
-    if has("manifest.json"):
-        return UserError("this is a data set", str(path), "give the run directory of a model that was trained on it")
-    if has("model.safetensors"):
-        return UserError("these are weights without their config.json", str(path), "copy the whole directory")
-    if has("tokenizer.json", "vocab.txt", "spiece.model"):
-        return UserError("this is a tokenizer without a model", str(path), REMEDY)
-    if not any(path.iterdir()):
-        return UserError("this directory is empty", str(path), REMEDY)
-    return UserError("this holds no model", str(path), REMEDY)
+    if not (path / "recipe.toml").is_file() or huggingface.is_directory(path):
+        return open_foreign(path, drop)
+    params, _ = load_params(path, step)
+    loaded = Loaded(load_config(path), params, Tokenizer.load(path / "tokenizer"))
+    check_tokenizer(loaded, str(path))
+    return loaded
 
 
 class Model:
@@ -113,6 +89,11 @@ class Model:
     def __init__(self, config: BertConfig, params: bert.Params, tokenizer: Tokenizer) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.params: bert.Params = jax.tree.map(jnp.asarray, params)
+
+    @classmethod
+    def of(cls, loaded: Loaded) -> Model:
+        """The model of what a reader returned."""
+        return cls(loaded.config, loaded.params, loaded.tokenizer)
 
     def __repr__(self) -> str:
         c = self.config
@@ -236,8 +217,7 @@ def check_masked(text: str) -> None:
 def _encode(config: BertConfig, params: bert.Params, batch: bert.Batch, layer: int, pool: str) -> jax.Array:
     """[B, D], or [B, T, D] for "tokens"; layers above `layer` are never computed."""
     depth = max(layer, 1)  # the embeddings come as what one layer begins with
-    below = {**params, "layers": jax.tree.map(lambda leaf: leaf[:depth], params["layers"])}
-    encoded = bert.encode(replace(config, layers=depth), below, batch, execution=LOOP, all_layers=layer == 0)
+    encoded = bert.encode(config, params, batch, execution=LOOP, all_layers=layer == 0, depth=depth)
     states = encoded.hidden if encoded.layers is None else encoded.layers[0]
     if pool == "tokens":
         return states

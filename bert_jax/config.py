@@ -28,6 +28,11 @@ class BertConfig:
     """The shape of a network: what has to be known to read its weights.
 
     Letters as everywhere: V vocabulary, D width, L layers, N heads, F feed-forward.
+
+    Other families differ from BERT in three numbers. `embedding` is E, the width of the tables, with a product up to D
+    behind them (ALBERT, Lan et al. 2019, section 3.1; ELECTRA, Clark et al. 2020); 0: they are D wide and nothing
+    stands behind them. `groups` is how many different layers the L share, each computed L / groups times in a row
+    (ALBERT); 0: every layer has weights of its own. `segments` = 0 leaves the segment table out (DistilBERT).
     """
 
     vocab_size: int
@@ -44,9 +49,18 @@ class BertConfig:
     init_std: float = 0.02
     position_init: str = "normal"  # or "sinusoid": learned all the same, but neighbours are found within a short run
     relations: int = 2  # labels of what a second segment is to the first; the data's layout says how many
+    embedding: int = 0
+    groups: int = 0
 
     def __post_init__(self) -> None:
-        _positive(self, "model", "vocab_size", "width", "layers", "heads", "feed_forward", "positions", "segments")
+        _positive(self, "model", "vocab_size", "width", "layers", "heads", "feed_forward", "positions")
+        _in_range(self, "model", segments=(0, 1e6), embedding=(0, 1e9), groups=(0, 1e9))
+        if self.layers % self.distinct_layers:
+            raise UserError(
+                f"{self.layers} layers do not divide into {self.groups} groups",
+                "model",
+                "choose layers as a multiple of groups",
+            )
         if self.width % self.heads:
             raise UserError(
                 f"a width of {self.width} does not divide into {self.heads} heads",
@@ -65,6 +79,16 @@ class BertConfig:
                     "model",
                     "give a number from 0 up to, not including, 1",
                 )
+
+    @property
+    def embedding_width(self) -> int:
+        """E: the width of the tables of tokens, positions and segments."""
+        return self.embedding or self.width
+
+    @property
+    def distinct_layers(self) -> int:
+        """G: how many layers have weights of their own."""
+        return self.groups or self.layers
 
 
 SCAN = ("auto", "on", "off")

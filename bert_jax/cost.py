@@ -1,6 +1,7 @@
 """What training costs, by arithmetic: parameters, FLOPs, bytes, accelerators. Standard library only.
 
-Letters as everywhere: T tokens of a sequence, D width, F feed-forward, N heads, V vocabulary, L layers, P predictions.
+Letters as everywhere: T tokens of a sequence, D width, E width of the tables, F feed-forward, N heads, V vocabulary,
+L layers, P predictions.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ def parameters(config: BertConfig) -> int:
         >>> f"{parameters(BertConfig(vocab_size=30522)):,}"  # base: 110.1 million
         '110,106,428'
     """
-    c, d, f = config, config.width, config.feed_forward
-    embeddings = (c.vocab_size + c.positions + c.segments) * d + 2 * d
+    c, d, e, f = config, config.width, config.embedding_width, config.feed_forward
+    embeddings = (c.vocab_size + c.positions + c.segments) * e + 2 * e + (e * d + d) * bool(c.embedding)
     layer = 4 * (d * d + d) + 2 * d * f + f + d + 2 * 2 * d
-    masked_lm = d * d + d + 2 * d + c.vocab_size
+    masked_lm = d * e + e + 2 * e + c.vocab_size
     pooled = d * d + d + d * c.relations + c.relations
-    return embeddings + c.layers * layer + masked_lm + pooled
+    return embeddings + c.distinct_layers * layer + masked_lm + pooled
 
 
 # ------------------------------------------------------------------------------------------------------ FLOPs
@@ -70,11 +71,12 @@ def train_flops(config: BertConfig, work: Work) -> float:
         >>> round(train_flops(base, work([128], 20)) / 1e9, 1)  # a sequence of 128 tokens
         69.9
     """
-    d = config.width
+    d, e = config.width, config.embedding_width
+    project = 6 * e * d * work.tokens * bool(config.embedding)
     layers = 6 * config.layers * (4 * d * d + 2 * d * config.feed_forward) * work.tokens
     attention = 12 * config.layers * d * work.squares
-    masked_lm = 6 * (d * d + d * config.vocab_size) * work.predictions
-    return layers + attention + masked_lm + 6 * d * d * work.sequences
+    masked_lm = 6 * (d * e + e * config.vocab_size) * work.predictions
+    return project + layers + attention + masked_lm + 6 * d * d * work.sequences
 
 
 def flops_a_token(config: BertConfig, length: float, predictions: float) -> float:

@@ -1,13 +1,15 @@
-"""`bert-jax export`: a run directory as native transformers files."""
+"""`bert-jax export` and `bert-jax import`: a model out to other libraries' files, and in from them."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
+from typing import Any
 
+from bert_jax.api import open_model
 from bert_jax.convert import huggingface
-from bert_jax.convert.huggingface import KINDS
+from bert_jax.convert.families import Kind
+from bert_jax.convert.loaded import Loaded
 from bert_jax.errors import UserError, counted
 from bert_jax.store.checkpoint import load_params
 from bert_jax.store.rundir import load_config, read_json
@@ -19,10 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help="the directory to write")
     parser.add_argument(
         "--model",
-        choices=list(KINDS),
-        default="pretraining",
-        help="the class that will be loaded: "
-        + ", ".join(f"{name} ({kind.architecture})" for name, kind in KINDS.items()),
+        choices=("pretraining", "masked-lm", "encoder"),
+        help="the class that will be loaded: pretraining (as BertForPreTraining), masked-lm (BertForMaskedLM) or "
+        "encoder (BertModel); the one with all of the model's parts if not given",
     )
     parser.add_argument("--step", type=int, help="the checkpoint to export (the newest)")
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
@@ -44,24 +45,21 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.run)
     params, step = load_params(args.run, args.step)
     tokenizer = Tokenizer.load(args.run / "tokenizer")
-    provenance = {**read_json(args.run / "provenance.json"), "step": step}
-    extra = {
-        "provenance.json": json.dumps(provenance, indent=1, sort_keys=True) + "\n",
-        "recipe.toml": (args.run / "recipe.toml").read_text(encoding="utf-8"),
-    }
-    huggingface.write(args.out, config, params, tokenizer, kind=args.model, force=args.force, extra=extra)
-    print(f"{args.out}: {KINDS[args.model].architecture} after step {step:,}, {_megabytes(args.out)}")
+    provenance: dict[str, Any] = {**read_json(args.run / "provenance.json"), "step": step}
+    extra = {"recipe.toml": (args.run / "recipe.toml").read_text(encoding="utf-8")}
+    loaded = Loaded(config, params, tokenizer)
+    kind = huggingface.write(args.out, loaded, kind=args.model, force=args.force, provenance=provenance, extra=extra)
+    print(f"{args.out}: {kind.architecture} after step {step:,}, {_megabytes(args.out)}")
     if args.prove:
-        return _prove(args.out, args.model, tokenizer)
+        return _prove(args.out, kind)
     return 0
 
 
-def _prove(out: Path, kind: str, tokenizer: Tokenizer) -> int:
+def _prove(out: Path, kind: Kind) -> int:
     # what is proved is what stands in the files, so it is read from there
     from bert_jax.convert.proof import prove
 
-    config, params, _ = huggingface.read(out)
-    proof = prove(out, config, params, tokenizer, kind)
+    proof = prove(out, open_model(out), kind)
     worst = max(proof.worst, key=lambda name: proof.worst[name])
     said = f"transformers {proof.versions['transformers']}, {proof.rows} pairs of texts"
     if proof.passed:

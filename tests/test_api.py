@@ -19,6 +19,7 @@ from bert_jax import fill_mask
 from bert_jax.api import Model, _masked_ids, load
 from bert_jax.config import BertConfig, Execution
 from bert_jax.convert import huggingface
+from bert_jax.convert.loaded import Loaded
 from bert_jax.errors import UserError
 from bert_jax.model import bert
 from bert_jax.text.tokenizer import Tokenizer
@@ -33,7 +34,7 @@ TEXTS = ["the capital of france is paris .", "berlin", "a number , a number ! " 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("api") / "export"
-    huggingface.write(out, readable_config(), readable_params(readable_config()), readable_tokenizer())
+    huggingface.write(out, Loaded(readable_config(), readable_params(readable_config()), readable_tokenizer()))
     return out
 
 
@@ -175,12 +176,12 @@ def test_fill_mask_refuses_no_mask_and_too_long_a_text(model: Model) -> None:
 
 
 def test_a_model_without_the_head_says_which_export_has_it(tmp_path: Path, model: Model) -> None:
-    huggingface.write(tmp_path / "encoder", model.config, model.params, model.tokenizer, kind="encoder")
+    huggingface.write(tmp_path / "encoder", Loaded(model.config, model.params, model.tokenizer), kind="encoder")
     bare = load(tmp_path / "encoder")
     np.testing.assert_array_equal(bare.encode(TEXTS), model.encode(TEXTS))
     with pytest.raises(UserError, match="no masked-LM head.*--model pretraining or masked-lm"):
         bare.fill_mask("[MASK]")
-    huggingface.write(tmp_path / "lm", model.config, model.params, model.tokenizer, kind="masked-lm")
+    huggingface.write(tmp_path / "lm", Loaded(model.config, model.params, model.tokenizer), kind="masked-lm")
     with pytest.raises(UserError, match="no pooler"):
         load(tmp_path / "lm").encode(["a"], pool="pooled")
 

@@ -51,9 +51,9 @@ def test_the_newest_weights_and_where_they_come_from_are_written(
 ) -> None:
     assert export(run_dir, tmp_path / "out") == 0
     assert "BertForPreTraining after step 10" in capsys.readouterr().out
-    config, params, kind = huggingface.read(tmp_path / "out")
-    assert (config, kind) == (readable_config(), "pretraining")
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), params, readable_params(config))
+    read = huggingface.read(tmp_path / "out")
+    assert (read.config, read.architecture) == (readable_config(), "BertForPreTraining")
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), read.params, readable_params(read.config))
     provenance = json.loads((tmp_path / "out/provenance.json").read_text())
     assert (provenance["git"], provenance["step"]) == ("abc", 10)
     assert (tmp_path / "out/recipe.toml").read_text() == (run_dir / "recipe.toml").read_text()
@@ -61,10 +61,10 @@ def test_the_newest_weights_and_where_they_come_from_are_written(
 
 def test_a_step_and_a_class_can_be_chosen(run_dir: Path, tmp_path: Path) -> None:
     assert export(run_dir, tmp_path / "out", "--step", 5, "--model", "encoder") == 0
-    config, params, kind = huggingface.read(tmp_path / "out")
-    assert kind == "encoder" and "masked_lm" not in params
-    word = readable_params(config)["embeddings"]["word"]
-    np.testing.assert_array_equal(params["embeddings"]["word"], word)
+    read = huggingface.read(tmp_path / "out")
+    assert read.architecture == "BertModel" and "masked_lm" not in read.params
+    word = readable_params(read.config)["embeddings"]["word"]
+    np.testing.assert_array_equal(read.params["embeddings"]["word"], word)
     with pytest.raises(UserError, match="no step 7; choose one of 5, 10"):
         export(run_dir, tmp_path / "other", "--step", 7)
     assert not (tmp_path / "other").exists()

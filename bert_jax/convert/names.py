@@ -4,8 +4,8 @@ A row holds our path, the foreign name and one rearrangement of axes; import, ex
 same rows. Our layers are stacked on a leading L; a name with `{layer}` stands for L foreign tensors. What is
 left over on either side is an error.
 
-Letters: V vocabulary, T positions, S segments, D and E width, N heads, H head size, F feed-forward, C the classes
-of next sentence.
+Letters: V vocabulary, T positions, S segments, D width (W where it stands a second time), E width of the tables,
+N heads, H head size, F feed-forward, C the classes of next sentence, O one.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ LAYER = "{layer}"
 class Row:
     """One parameter.
 
-    `axes` names our axes (without L), `foreign_axes` those of the foreign tensor, brackets joining what it
-    has flat.
+    `axes` names our axes (without the leading one of stacked layers), `foreign_axes` those of the foreign tensor,
+    brackets joining what it has flat.
 
     Example:
         "D N H" ours and "(N H) D" theirs: transpose what PyTorch keeps as [out, in], and part the heads.
@@ -45,6 +45,11 @@ class Row:
     def stacked(self) -> bool:
         return LAYER in self.foreign
 
+    def foreign_names(self, config: BertConfig) -> list[str]:
+        """The foreign tensors that the row stands for: one, or one a distinct layer."""
+        layers = range(config.distinct_layers) if self.stacked else (0,)
+        return [self.foreign.replace(LAYER, str(layer)) for layer in layers]
+
 
 def _dense(path: str, foreign: str, out: str, into: str) -> list[Row]:
     """A PyTorch Linear, weight [out, in] and bias [out]; heads are flat there and axes of their own here."""
@@ -52,10 +57,10 @@ def _dense(path: str, foreign: str, out: str, into: str) -> list[Row]:
     return [kernel, Row(f"{path}/bias", out, f"{foreign}.bias", _flat(out))]
 
 
-def _norm(path: str, foreign: str) -> list[Row]:
+def _norm(path: str, foreign: str, axis: str = "D") -> list[Row]:
     return [
-        Row(f"{path}/scale", "D", f"{foreign}.weight", "D"),
-        Row(f"{path}/bias", "D", f"{foreign}.bias", "D"),
+        Row(f"{path}/scale", axis, f"{foreign}.weight", axis),
+        Row(f"{path}/bias", axis, f"{foreign}.bias", axis),
     ]
 
 
@@ -63,28 +68,98 @@ def _flat(axes: str) -> str:
     return f"({axes})" if " " in axes else axes
 
 
-_LAYER = f"bert.encoder.layer.{LAYER}"
+def _tables(foreign: str) -> list[Row]:
+    return [
+        Row("embeddings/word", "V E", f"{foreign}.word_embeddings.weight", "V E"),
+        Row("embeddings/position", "T E", f"{foreign}.position_embeddings.weight", "T E"),
+        Row("embeddings/segment", "S E", f"{foreign}.token_type_embeddings.weight", "S E"),
+        *_norm("embeddings/norm", f"{foreign}.LayerNorm", "E"),
+    ]
 
-# transformers' BertForPreTraining. The decoder's weight is the word table and its bias cls.predictions.bias,
-# so transformers saves neither a second time.
+
+def _layer(
+    query: str, key: str, value: str, output: str, attention_norm: str, up: str, down: str, norm: str
+) -> list[Row]:
+    """A layer's rows, from the foreign names of its eight parts."""
+    return [
+        *_dense("layers/attention/query", query, out="N H", into="D"),
+        *_dense("layers/attention/key", key, out="N H", into="D"),
+        *_dense("layers/attention/value", value, out="N H", into="D"),
+        *_dense("layers/attention/output", output, out="D", into="N H"),
+        *_norm("layers/attention/norm", attention_norm),
+        *_dense("layers/mlp/up", up, out="F", into="D"),
+        *_dense("layers/mlp/down", down, out="D", into="F"),
+        *_norm("layers/mlp/norm", norm),
+    ]
+
+
+def _bert_layer(prefix: str) -> list[Row]:
+    return _layer(
+        *(f"{prefix}.attention.self.{name}" for name in ("query", "key", "value")),
+        f"{prefix}.attention.output.dense",
+        f"{prefix}.attention.output.LayerNorm",
+        f"{prefix}.intermediate.dense",
+        f"{prefix}.output.dense",
+        f"{prefix}.output.LayerNorm",
+    )
+
+
+# transformers' names. The masked LM's product is the word table, so no family saves it a second time; DistilBERT keeps
+# the bias under the product's own name.
 HUGGING_FACE: tuple[Row, ...] = (
-    Row("embeddings/word", "V D", "bert.embeddings.word_embeddings.weight", "V D"),
-    Row("embeddings/position", "T D", "bert.embeddings.position_embeddings.weight", "T D"),
-    Row("embeddings/segment", "S D", "bert.embeddings.token_type_embeddings.weight", "S D"),
-    *_norm("embeddings/norm", "bert.embeddings.LayerNorm"),
-    *_dense("layers/attention/query", f"{_LAYER}.attention.self.query", out="N H", into="D"),
-    *_dense("layers/attention/key", f"{_LAYER}.attention.self.key", out="N H", into="D"),
-    *_dense("layers/attention/value", f"{_LAYER}.attention.self.value", out="N H", into="D"),
-    *_dense("layers/attention/output", f"{_LAYER}.attention.output.dense", out="D", into="N H"),
-    *_norm("layers/attention/norm", f"{_LAYER}.attention.output.LayerNorm"),
-    *_dense("layers/mlp/up", f"{_LAYER}.intermediate.dense", out="F", into="D"),
-    *_dense("layers/mlp/down", f"{_LAYER}.output.dense", out="D", into="F"),
-    *_norm("layers/mlp/norm", f"{_LAYER}.output.LayerNorm"),
-    *_dense("pooler", "bert.pooler.dense", out="E", into="D"),
+    *_tables("bert.embeddings"),
+    *_bert_layer(f"bert.encoder.layer.{LAYER}"),
+    *_dense("pooler", "bert.pooler.dense", out="W", into="D"),
     *_dense("masked_lm/transform", "cls.predictions.transform.dense", out="E", into="D"),
-    *_norm("masked_lm/norm", "cls.predictions.transform.LayerNorm"),
+    *_norm("masked_lm/norm", "cls.predictions.transform.LayerNorm", "E"),
     Row("masked_lm/bias", "V", "cls.predictions.bias", "V"),
     *_dense("next_sentence", "cls.seq_relationship", out="C", into="D"),
+)
+
+_SHARED = f"albert.encoder.albert_layer_groups.{LAYER}.albert_layers.0"
+
+# What ALBERT's second head tells apart is whether two segments stand in their order: 0 they do, 1 they are swapped.
+ALBERT: tuple[Row, ...] = (
+    *_tables("albert.embeddings"),
+    *_dense("embeddings/project", "albert.encoder.embedding_hidden_mapping_in", out="D", into="E"),
+    *_layer(
+        *(f"{_SHARED}.attention.{name}" for name in ("query", "key", "value", "dense", "LayerNorm")),
+        f"{_SHARED}.ffn",
+        f"{_SHARED}.ffn_output",
+        f"{_SHARED}.full_layer_layer_norm",
+    ),
+    *_dense("pooler", "albert.pooler", out="W", into="D"),
+    *_dense("masked_lm/transform", "predictions.dense", out="E", into="D"),
+    *_norm("masked_lm/norm", "predictions.LayerNorm", "E"),
+    Row("masked_lm/bias", "V", "predictions.bias", "V"),
+    *_dense("next_sentence", "sop_classifier.classifier", out="C", into="D"),
+)
+
+ELECTRA: tuple[Row, ...] = (
+    *_tables("electra.embeddings"),
+    *_dense("embeddings/project", "electra.embeddings_project", out="D", into="E"),
+    *_bert_layer(f"electra.encoder.layer.{LAYER}"),
+    *_dense("masked_lm/transform", "generator_predictions.dense", out="E", into="D"),
+    *_norm("masked_lm/norm", "generator_predictions.LayerNorm", "E"),
+    Row("masked_lm/bias", "V", "generator_lm_head.bias", "V"),
+    *_dense("replaced_token/transform", "discriminator_predictions.dense", out="W", into="D"),
+    *_dense("replaced_token/output", "discriminator_predictions.dense_prediction", out="O", into="D"),
+)
+
+_DISTILLED = f"distilbert.transformer.layer.{LAYER}"
+
+DISTILBERT: tuple[Row, ...] = (
+    *(row for row in _tables("distilbert.embeddings") if row.path != "embeddings/segment"),
+    *_layer(
+        *(f"{_DISTILLED}.attention.{name}_lin" for name in ("q", "k", "v", "out")),
+        f"{_DISTILLED}.sa_layer_norm",
+        f"{_DISTILLED}.ffn.lin1",
+        f"{_DISTILLED}.ffn.lin2",
+        f"{_DISTILLED}.output_layer_norm",
+    ),
+    *_dense("masked_lm/transform", "vocab_transform", out="E", into="D"),
+    *_norm("masked_lm/norm", "vocab_layer_norm", "E"),
+    Row("masked_lm/bias", "V", "vocab_projector.bias", "V"),
 )
 
 
@@ -98,7 +173,7 @@ def to_foreign(rows: Sequence[Row], config: BertConfig, params: Params) -> Tenso
         ValueError: the tree and the rows do not cover each other, or a leaf has another shape: a bug, no
             user's.
     """
-    leaves = dict(_flatten(params))
+    leaves = dict(flatten(params))
     if leaves.keys() != {row.path for row in rows}:
         raise ValueError(f"the table and the tree differ in {sorted(leaves.keys() ^ {row.path for row in rows})}")
     sizes = sizes_of(config)
@@ -107,11 +182,8 @@ def to_foreign(rows: Sequence[Row], config: BertConfig, params: Params) -> Tenso
         leaf = np.asarray(leaves[row.path])
         if leaf.shape != our_shape(row, config):
             raise ValueError(f"{row.path} has shape {leaf.shape}, not {our_shape(row, config)}")
-        if row.stacked:
-            for layer in range(config.layers):
-                tensors[row.foreign.replace(LAYER, str(layer))] = _outward(row, sizes, leaf[layer])
-        else:
-            tensors[row.foreign] = _outward(row, sizes, leaf)
+        for name, one in zip(row.foreign_names(config), leaf if row.stacked else [leaf], strict=True):
+            tensors[name] = _outward(row, sizes, one)
     return tensors
 
 
@@ -124,7 +196,8 @@ def from_foreign(rows: Sequence[Row], config: BertConfig, tensors: Mapping[str, 
     """
     expected = foreign_shapes(rows, config)
     _account("are missing", "was it saved from another class?", expected.keys() - tensors.keys(), where)
-    _account("are not BERT's", "remove them or say what they are", tensors.keys() - expected.keys(), where)
+    more = tensors.keys() - expected.keys()
+    _account("are not in the table of this architecture", "see --drop if they are a head of yours", more, where)
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise UserError(
@@ -135,11 +208,8 @@ def from_foreign(rows: Sequence[Row], config: BertConfig, tensors: Mapping[str, 
     sizes = sizes_of(config)
     params: Params = {}
     for row in rows:
-        if row.stacked:
-            names = [row.foreign.replace(LAYER, str(layer)) for layer in range(config.layers)]
-            leaf = np.stack([_inward(row, sizes, tensors[name]) for name in names])
-        else:
-            leaf = _inward(row, sizes, tensors[row.foreign])
+        found = [_inward(row, sizes, tensors[name]) for name in row.foreign_names(config)]
+        leaf = np.stack(found) if row.stacked else found[0]
         node = params
         *folders, last = row.path.split("/")
         for folder in folders:
@@ -154,15 +224,14 @@ def foreign_shapes(rows: Sequence[Row], config: BertConfig) -> dict[str, tuple[i
     shapes = {}
     for row in rows:
         shape = tuple(int(np.prod([sizes[a] for a in group])) for group in _groups(row.foreign_axes))
-        layers = range(config.layers) if row.stacked else (0,)
-        shapes.update({row.foreign.replace(LAYER, str(layer)): shape for layer in layers})
+        shapes.update(dict.fromkeys(row.foreign_names(config), shape))
     return shapes
 
 
 def our_shape(row: Row, config: BertConfig) -> tuple[int, ...]:
-    """The shape of our leaf, with its leading L where layers are stacked."""
+    """The shape of our leaf, with a leading axis of distinct layers where they are stacked."""
     shape = tuple(sizes_of(config)[axis] for axis in row.axes.split())
-    return (config.layers, *shape) if row.stacked else shape
+    return (config.distinct_layers, *shape) if row.stacked else shape
 
 
 def sizes_of(config: BertConfig) -> dict[str, int]:
@@ -172,11 +241,13 @@ def sizes_of(config: BertConfig) -> dict[str, int]:
         "T": config.positions,
         "S": config.segments,
         "D": config.width,
-        "E": config.width,
+        "W": config.width,
+        "E": config.embedding_width,
         "N": config.heads,
         "H": config.width // config.heads,
         "F": config.feed_forward,
         "C": config.relations,
+        "O": 1,
     }
 
 
@@ -214,10 +285,11 @@ def _outward(row: Row, sizes: dict[str, int], leaf: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(moved.reshape([int(np.prod([sizes[a] for a in group])) for group in groups]))
 
 
-def _flatten(tree: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a tree by their paths."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flatten(dict(value), f"{prefix}{name}/")
+            yield from flatten(dict(value), f"{prefix}{name}/")
         else:
             yield prefix + name, value
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.config import BertConfig
-from bert_jax.convert.huggingface import KINDS
+from bert_jax.convert.families import Kind
+from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.names import Params
 from bert_jax.errors import UserError
 from bert_jax.model import bert
@@ -67,19 +68,16 @@ def check_libraries() -> None:
         )
 
 
-def prove(
-    directory: str | Path,
-    config: BertConfig,
-    params: Params,
-    tokenizer: Tokenizer,
-    kind: str = "pretraining",
-    texts: Sequence[str] = TEXTS,
-) -> Proof:
+def prove(directory: str | Path, loaded: Loaded, kind: Kind, texts: Sequence[str] = TEXTS) -> Proof:
     """Load `directory` with transformers, compare it with our forward pass, and write `proof.json` there.
 
-    Ids must be equal, every layer's states and both heads' logits within `TOLERANCE`, and no key may be
-    missing, unexpected or newly initialised. Texts go in as pairs with both segments, padded to the longest
-    of the batch.
+    Ids must be equal, every layer's states and all heads' logits within `TOLERANCE`, and no key may be missing,
+    unexpected or newly initialised (but a pooler that the model has not). Texts go in as pairs with both segments,
+    padded to the longest of the batch.
+
+    Args:
+        loaded: what the files should compute.
+        kind: the class that they are of.
 
     Raises:
         UserError: transformers or torch cannot be imported.
@@ -89,42 +87,48 @@ def prove(
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-
-    architecture = KINDS[kind].architecture
-    model, report = getattr(transformers, architecture).from_pretrained(
-        directory, output_loading_info=True, dtype=torch.float32
-    )
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # what it would say of the keys is in the proof
+    try:
+        model, report = getattr(transformers, kind.architecture).from_pretrained(
+            directory, output_loading_info=True, dtype=torch.float32
+        )
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     other_ids = tuple(
         text
         for text in texts
         if theirs(text, add_special_tokens=False, verbose=False)["input_ids"]
-        != tokenizer.encode_batch([text]).ids.tolist()
+        != loaded.tokenizer.encode_batch([text]).ids.tolist()
     )
-    batch = _pairs(texts, tokenizer, config)
-    ours = _ours(config, params, batch, KINDS[kind].parts)
+    batch = _pairs(texts, loaded.tokenizer, loaded.config)
+    parts = tuple(part for part in kind.parts if part in loaded.params)
+    ours = states_and_heads(loaded.config, loaded.params, batch, parts)
+    inputs = {"input_ids": "input_ids", "attention_mask": "sequence_ids", "token_type_ids": "segment_ids"}
+    if not loaded.config.segments:
+        del inputs["token_type_ids"]
     with torch.no_grad():
         outputs = model.eval()(
-            input_ids=torch.tensor(batch["input_ids"]).long(),
-            attention_mask=torch.tensor(batch["sequence_ids"]).long(),
-            token_type_ids=torch.tensor(batch["segment_ids"]).long(),
-            output_hidden_states=True,
+            **{name: torch.tensor(batch[key]).long() for name, key in inputs.items()}, output_hidden_states=True
         )
     found = {f"layer {number}": states for number, states in enumerate(outputs.hidden_states)}
-    named = {"pooler": "pooler_output", "masked_lm": "logits", "next_sentence": "seq_relationship_logits"}
-    if kind == "pretraining":
-        named = {"masked_lm": "prediction_logits", "next_sentence": "seq_relationship_logits"}
-    found.update({name: outputs[key] for name, key in named.items() if name in KINDS[kind].parts})
+    for name, keys in _HEADS.items():
+        key = next((key for key in keys if key in outputs), None)
+        if name in parts and key is not None:
+            found[name] = outputs[key]
     real = batch["sequence_ids"] > 0  # what stands at padding is nobody's business
-    worst = {}
-    for name, tensor in found.items():
-        apart = np.abs(tensor.numpy() - ours[name])
-        worst[name] = float(np.nan_to_num(apart[real] if apart.ndim == 3 else apart, nan=np.inf).max())
+    worst = {name: worst_apart(tensor.numpy(), ours[name], real) for name, tensor in found.items()}
     first = next((name for name, value in worst.items() if not value <= TOLERANCE), None)
-    report = {key: sorted(map(str, values)) for key, values in report.items() if values}
+    lacking = {"missing_keys"} if "pooler" in kind.optional and "pooler" not in parts else set()
+    report = {
+        key: sorted(map(str, values))
+        for key, values in report.items()
+        if values and not (key in lacking and all("pooler" in str(value) for value in values))
+    }
     proof = Proof(
         passed=first is None and not other_ids and not report,
-        architecture=architecture,
+        architecture=kind.architecture,
         tolerance=TOLERANCE,
         worst=worst,
         first_difference=first,
@@ -133,9 +137,31 @@ def prove(
         load_report=report,
         versions={"transformers": transformers.__version__, "torch": torch.__version__},
     )
-    path = Path(directory) / "proof.json"
-    path.write_text(json.dumps(asdict(proof), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_proof(Path(directory), proof)
     return proof
+
+
+# Our heads, and transformers' names of their outputs.
+_HEADS = {
+    "pooler": ("pooler_output",),
+    "masked_lm": ("prediction_logits", "logits"),
+    "next_sentence": ("seq_relationship_logits", "sop_logits"),
+    "replaced_token": ("logits",),
+}
+
+
+def worst_apart(theirs: np.ndarray, ours: np.ndarray, real: np.ndarray) -> float:
+    """The largest absolute difference at real tokens (bool[B, T]), or in rows where the arrays have no tokens; infinite
+    where something is not a number."""
+    apart = np.abs(np.asarray(theirs, np.float32) - ours)
+    apart = apart[real] if apart.shape[:2] == real.shape else apart
+    return float(np.nan_to_num(apart, nan=np.inf).max(initial=0))
+
+
+def write_proof(folder: Path, proof: Proof) -> None:
+    """`proof.json` beside the weights."""
+    text = json.dumps(asdict(proof), indent=1, ensure_ascii=False) + "\n"
+    (folder / "proof.json").write_text(text, encoding="utf-8")
 
 
 def _pairs(texts: Sequence[str], tokenizer: Tokenizer, config: BertConfig) -> dict[str, np.ndarray]:
@@ -158,10 +184,10 @@ def _pairs(texts: Sequence[str], tokenizer: Tokenizer, config: BertConfig) -> di
     return batch
 
 
-def _ours(
-    config: BertConfig, params: Params, batch: dict[str, np.ndarray], parts: tuple[str, ...]
+def states_and_heads(
+    config: BertConfig, params: Params, batch: dict[str, np.ndarray], parts: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Every layer's states and what the heads make of the last one."""
+    """Every layer's states as "layer 0" and so on, and what the heads among `parts` make of the last one."""
     arrays: dict[str, Any] = {name: jnp.asarray(array) for name, array in batch.items()}
     encoded = bert.encode(config, params, arrays, all_layers=True)
     assert encoded.layers is not None
@@ -170,8 +196,10 @@ def _ours(
     if "masked_lm" in parts:
         found["masked_lm"] = np.asarray(bert.predict(config, params, encoded.hidden, arrays["position_ids"]))
     if "pooler" in parts:
-        found["pooler"] = np.asarray(bert.pool(config, params, encoded.hidden, cls))[:, 0]
-    if "next_sentence" in parts:
-        heads = {**arrays, "mlm_positions": cls, "cls_positions": cls}
-        found["next_sentence"] = np.asarray(bert.apply(config, params, heads).nsp_logits)[:, 0]
+        pooled = bert.pool(config, params, encoded.hidden, cls)
+        found["pooler"] = np.asarray(pooled)[:, 0]
+        if "next_sentence" in parts:
+            found["next_sentence"] = np.asarray(bert.relate(config, params, pooled))[:, 0]
+    if "replaced_token" in parts:
+        found["replaced_token"] = np.asarray(bert.replaced(config, params, encoded.hidden))
     return found

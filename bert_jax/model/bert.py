@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from bert_jax.config import BertConfig, Execution
 from bert_jax.model import attention
-from bert_jax.model.heads import MaskedLM, next_sentence, pooler
+from bert_jax.model.heads import MaskedLM, ReplacedToken, next_sentence, pooler
 from bert_jax.model.layers import SAVED, Embeddings, Layer
 
 Params = dict[str, Any]
@@ -48,10 +48,10 @@ def _boxed_init(config: BertConfig, key: Array) -> Params:
     keys = jax.random.split(key, 5)
     ids = jnp.zeros((1, 1), jnp.int32)
     x = jnp.zeros((1, 1, config.width), dtype)
-    word = jnp.zeros((config.vocab_size, config.width), dtype)
+    word = jnp.zeros((config.vocab_size, config.embedding_width), dtype)
     layer = Layer(config, dtype, attention.attend_xla)
     mask = attention.attention_bias(ids)
-    stack = jax.vmap(lambda k: layer.init(k, x, mask, None))(jax.random.split(keys[1], config.layers))
+    stack = jax.vmap(lambda k: layer.init(k, x, mask, None))(jax.random.split(keys[1], config.distinct_layers))
     trees = {
         "embeddings": Embeddings(config, dtype).init(keys[0], ids, ids, ids, None),
         "layers": nn.meta.add_axis(stack, 0, {nn.PARTITION_NAME: "layers"}),
@@ -65,8 +65,9 @@ def _boxed_init(config: BertConfig, key: Array) -> Params:
 def init(config: BertConfig, key: Array) -> Params:
     """Fresh parameters, float32: truncated normals of std `init_std`, norms at 1 and 0, biases at 0.
 
-    Layers are stacked: every leaf below `layers` leads with L. Call it under `jax.jit` with `out_shardings` to
-    create each shard where it belongs, or under `jax.eval_shape` for shapes alone.
+    Layers are stacked: every leaf below `layers` leads with L, or with the number of groups that share weights. Call
+    it under `jax.jit` with `out_shardings` to create each shard where it belongs, or under `jax.eval_shape` for shapes
+    alone.
     """
     return nn.meta.unbox(_boxed_init(config, key))
 
@@ -88,6 +89,7 @@ def encode(
     key: Array | None = None,
     execution: Execution = Execution(),
     all_layers: bool = False,
+    depth: int | None = None,
 ) -> Encoded:
     """The encoder alone.
 
@@ -97,7 +99,9 @@ def encode(
         key: for dropout; `None` switches it off.
         execution: how to compute, see `bert_jax.config.Execution`.
         all_layers: return every layer's states, the embeddings first.
+        depth: compute the first so many layers only; all if not given.
     """
+    depth = config.layers if depth is None else depth
     dtype = jnp.dtype(execution.dtype)
     embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
     x = Embeddings(config, dtype).apply(
@@ -124,18 +128,32 @@ def encode(
 
     if loops:
 
-        def body(x: Array, place: tuple[Params, Array]) -> tuple[Array, Array | None]:
-            y = layer(x, *place)
+        def body(x: Array, place: tuple[Params | None, Array]) -> tuple[Array, Array | None]:
+            weights, number = place
+            if weights is None:
+                weights = jax.tree.map(lambda leaf: leaf[_group(config, number)], params["layers"])
+            y = layer(x, weights, number)
             return y, y if all_layers else None
 
+        own = params["layers"]
+        if config.groups:
+            own = None
+        elif depth < config.layers:
+            own = jax.tree.map(lambda leaf: leaf[:depth], own)
         first = x
-        x, states = lax.scan(body, x, (params["layers"], jnp.arange(config.layers)))
+        x, states = lax.scan(body, x, (own, jnp.arange(depth)))
         return Encoded(x, jnp.concatenate([first[None], states]) if all_layers else None)
 
     states = [x]
-    for number, weights in enumerate(_unstack(params["layers"], config.layers)):
-        states.append(layer(states[-1], weights, number))
+    stack = _unstack(params["layers"], config.distinct_layers)
+    for number in range(depth):
+        states.append(layer(states[-1], stack[_group(config, number)], number))
     return Encoded(states[-1], jnp.stack(states) if all_layers else None)
+
+
+def _group(config: BertConfig, number: Any) -> Any:
+    """Which of the distinct layers stands at place `number`."""
+    return number // (config.layers // config.distinct_layers)
 
 
 def scanned(config: BertConfig, execution: Execution) -> bool:
@@ -167,8 +185,7 @@ def apply(
     hidden = encode(config, params, batch, key=key, execution=execution).hidden
     pooled = pool(config, params, hidden, batch["cls_positions"], dtype)
     logits = predict(config, params, hidden, batch["mlm_positions"], dtype)
-    nsp_logits = next_sentence(config).apply({"params": params["next_sentence"]}, pooled)
-    return Outputs(hidden, pooled, logits, nsp_logits)
+    return Outputs(hidden, pooled, logits, relate(config, params, pooled))
 
 
 def pool(config: BertConfig, params: Params, hidden: Array, positions: Array, dtype: Any = jnp.float32) -> Array:
@@ -176,10 +193,20 @@ def pool(config: BertConfig, params: Params, hidden: Array, positions: Array, dt
     return jnp.tanh(pooler(config, dtype).apply({"params": params["pooler"]}, _at(hidden, positions)))
 
 
+def relate(config: BertConfig, params: Params, pooled: Array) -> Array:
+    """Next-sentence logits float32[B, S, R] for pooled states [B, S, D]."""
+    return next_sentence(config).apply({"params": params["next_sentence"]}, pooled)
+
+
 def predict(config: BertConfig, params: Params, hidden: Array, positions: Array, dtype: Any = jnp.float32) -> Array:
     """Masked-LM logits float32[B, P, V] for the states at int32[B, P]."""
     chosen = _at(hidden, positions)
     return MaskedLM(config, dtype).apply({"params": params["masked_lm"]}, chosen, params["embeddings"]["word"])
+
+
+def replaced(config: BertConfig, params: Params, hidden: Array, dtype: Any = jnp.float32) -> Array:
+    """Logits float32[B, T] that a token was replaced, above 0 for yes, for the states [B, T, D]."""
+    return ReplacedToken(config, dtype).apply({"params": params["replaced_token"]}, hidden)
 
 
 def _at(hidden: Array, positions: Array) -> Array:

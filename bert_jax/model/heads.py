@@ -1,4 +1,4 @@
-"""What stands on the encoder: pooler, masked LM, next sentence."""
+"""What stands on the encoder: pooler, masked LM, next sentence, replaced tokens."""
 
 from __future__ import annotations
 
@@ -28,18 +28,34 @@ def next_sentence(config: BertConfig) -> Product:
 
 class MaskedLM(nn.Module):
     """Dense, GELU, norm, then the word table transposed and a bias per piece (google-research/bert,
-    `get_masked_lm_output`). Runs on the chosen positions only: the vocabulary is the widest product of all."""
+    `get_masked_lm_output`). Runs on the chosen positions only: the vocabulary is the widest product of all.
+    With factorised embeddings the dense layer goes down to the table's width E (ALBERT)."""
 
     config: BertConfig
     dtype: Any
 
     @nn.compact
     def __call__(self, chosen: Array, word: Array) -> Array:
-        """Hidden states [B, P, D] and the table float32[V, D] → logits float32[B, P, V]."""
+        """Hidden states [B, P, D] and the table float32[V, E] → logits float32[B, P, V]."""
         c = self.config
-        kernel = (("embed", c.width), (None, c.width))
+        kernel = (("embed", c.width), (None, c.embedding_width))
         x = Product(c, self.dtype, kernel, ("norm",), name="transform")(chosen)
         x = layer_norm(c, self.dtype)(activation(c, x))
         bias = self.param("bias", zeros("vocab"), (c.vocab_size,), jnp.float32)
-        logits = multiply(x.reshape(-1, c.width), word.T, self.dtype, jnp.float32) + bias[None]
+        logits = multiply(x.reshape(-1, c.embedding_width), word.T, self.dtype, jnp.float32) + bias[None]
         return logits.reshape(*chosen.shape[:2], -1)
+
+
+class ReplacedToken(nn.Module):
+    """Was this token put here by a generator? Dense, GELU, one logit a token (Clark et al. 2020, ELECTRA)."""
+
+    config: BertConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, hidden: Array) -> Array:
+        """[B, T, D] → logits float32[B, T], above 0 for "replaced"."""
+        c = self.config
+        transform = Product(c, self.dtype, (("embed", c.width), (None, c.width)), ("norm",), name="transform")
+        output = Product(c, jnp.float32, (("embed", c.width), (None, 1)), (None,), name="output")
+        return output(activation(c, transform(hidden)))[..., 0]

@@ -159,7 +159,7 @@ class Product(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Token + position + segment, normalised, dropped out."""
+    """Token + position + segment, normalised, dropped out; where the tables are narrower than D, a product up to it."""
 
     config: BertConfig
     dtype: Any
@@ -168,15 +168,17 @@ class Embeddings(nn.Module):
     def __call__(self, input_ids: Array, position_ids: Array, segment_ids: Array, key: Array | None) -> Array:
         """int32[B, T] three times → [B, T, D]."""
         c = self.config
-        word = self.param("word", normal(c, "vocab", "embed"), (c.vocab_size, c.width), jnp.float32)
-        position = self.param("position", positions(c, None, "embed"), (c.positions, c.width), jnp.float32)
-        segment = self.param("segment", normal(c, None, "embed"), (c.segments, c.width), jnp.float32)
-        x = (
-            jnp.take(word, input_ids, axis=0)
-            + jnp.take(position, position_ids, axis=0)
-            + jnp.take(segment, segment_ids, axis=0)
-        )
-        return dropout(layer_norm(c, self.dtype)(x), c.hidden_dropout, key)
+        size = c.embedding_width
+        word = self.param("word", normal(c, "vocab", "embed"), (c.vocab_size, size), jnp.float32)
+        position = self.param("position", positions(c, None, "embed"), (c.positions, size), jnp.float32)
+        x = jnp.take(word, input_ids, axis=0) + jnp.take(position, position_ids, axis=0)
+        if c.segments:
+            segment = self.param("segment", normal(c, None, "embed"), (c.segments, size), jnp.float32)
+            x = x + jnp.take(segment, segment_ids, axis=0)
+        x = dropout(layer_norm(c, self.dtype)(x), c.hidden_dropout, key)
+        if c.embedding:
+            x = Product(c, self.dtype, (("embed", size), (None, c.width)), ("norm",), name="project")(x)
+        return x
 
 
 class Attention(nn.Module):

@@ -6,6 +6,7 @@ import pytest
 
 from bert_jax.config import BertConfig
 from bert_jax.convert import huggingface
+from bert_jax.convert.loaded import Loaded
 from bert_jax.text.tokenizer import Tokenizer
 from tests.readable import readable_config, readable_params, readable_tokenizer
 
@@ -27,5 +28,5 @@ def params(config: BertConfig) -> dict:
 
 @pytest.fixture
 def exported(tmp_path: Path, config: BertConfig, params: dict, tokenizer: Tokenizer) -> Path:
-    huggingface.write(tmp_path / "export", config, params, tokenizer)
+    huggingface.write(tmp_path / "export", Loaded(config, params, tokenizer))
     return tmp_path / "export"

@@ -14,18 +14,17 @@ from safetensors.numpy import load_file
 from tests.parity.foreign import torch, transformers  # first: skips where they are missing
 
 from bert_jax import exchange  # isort: skip
-from bert_jax.config import BertConfig
 from bert_jax.convert import huggingface
-from bert_jax.convert.huggingface import KINDS
+from bert_jax.convert.families import BERT, Kind, config_from_json, config_to_json
+from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.proof import prove
 from bert_jax.errors import UserError
-from bert_jax.text.tokenizer import Tokenizer
 from tests.readable import readable_config, readable_params, readable_tokenizer
 
 
 @pytest.fixture(scope="module")
-def model() -> tuple[BertConfig, dict, Tokenizer]:
-    return readable_config(), readable_params(readable_config()), readable_tokenizer()
+def model() -> Loaded:
+    return Loaded(readable_config(), readable_params(readable_config()), readable_tokenizer())
 
 
 @pytest.mark.parametrize(
@@ -37,16 +36,16 @@ def model() -> tuple[BertConfig, dict, Tokenizer]:
     ],
 )
 def test_each_class_loads_with_no_key_missing_unexpected_or_new(
-    kind: str, auto: str, tmp_path: Path, model: tuple
+    kind: str, auto: str, tmp_path: Path, model: Loaded
 ) -> None:
-    huggingface.write(tmp_path / "out", *model, kind=kind)
+    written = huggingface.write(tmp_path / "out", model, kind=kind)
     loaded, report = getattr(transformers, auto).from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert type(loaded).__name__ == KINDS[kind].architecture
+    assert type(loaded).__name__ == written.architecture
     assert not any(report.values()), report
 
 
-def test_a_narrower_class_leaves_out_exactly_the_heads_it_lacks(tmp_path: Path, model: tuple) -> None:
-    huggingface.write(tmp_path / "out", *model)
+def test_a_narrower_class_leaves_out_exactly_the_heads_it_lacks(tmp_path: Path, model: Loaded) -> None:
+    huggingface.write(tmp_path / "out", model)
     lm_only = {"bert.pooler.dense", "cls.seq_relationship"}
     heads = {"cls.predictions", "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"}
     for auto, left_out in [
@@ -58,52 +57,51 @@ def test_a_narrower_class_leaves_out_exactly_the_heads_it_lacks(tmp_path: Path, 
         assert not any(report.values()), report
 
 
-def test_their_files_come_in_and_go_out_bit_identical(tmp_path: Path, model: tuple) -> None:
-    config, _, tokenizer = model
-    tree = huggingface.config_to_json(config, "pretraining", pad=0)
+def test_their_files_come_in_and_go_out_bit_identical(tmp_path: Path, model: Loaded) -> None:
+    tree = config_to_json(model.config, "BertForPreTraining", pad=0)
     theirs = transformers.BertForPreTraining(transformers.BertConfig(**tree))
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.normal_(0, 0.2)
     theirs.save_pretrained(tmp_path / "theirs")
-    read_config, params, kind = huggingface.read(tmp_path / "theirs")
-    assert (read_config, kind) == (config, "pretraining")
-    huggingface.write(tmp_path / "ours", read_config, params, tokenizer)
+    model.tokenizer.save(tmp_path / "theirs")
+    read = huggingface.read(tmp_path / "theirs")
+    assert (read.config, read.architecture) == (model.config, "BertForPreTraining")
+    huggingface.write(tmp_path / "ours", read)
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "ours"))
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert tensor.dtype == after[name].dtype and tensor.tobytes() == after[name].tobytes(), name
 
 
-def test_config_json_says_what_theirs_says(tmp_path: Path, model: tuple) -> None:
-    config = dataclasses.replace(model[0], activation="gelu_tanh", norm_epsilon=1e-7, attention_dropout=0.2)
-    huggingface.write(tmp_path / "out", config, *model[1:])
+def test_config_json_says_what_theirs_says(tmp_path: Path, model: Loaded) -> None:
+    config = dataclasses.replace(model.config, activation="gelu_tanh", norm_epsilon=1e-7, attention_dropout=0.2)
+    huggingface.write(tmp_path / "out", dataclasses.replace(model, config=config))
     loaded = transformers.AutoConfig.from_pretrained(tmp_path / "out")
     loaded.save_pretrained(tmp_path / "again")
     again = json.loads((tmp_path / "again/config.json").read_text())
-    assert huggingface.config_from_json(again, "again") == (config, "pretraining")
+    assert config_from_json(again, "again") == (config, BERT)
     for key, value in json.loads((tmp_path / "out/config.json").read_text()).items():
         assert again[key] == value
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_export_is_proved_with_every_layer_and_head(kind: str, tmp_path: Path, model: tuple) -> None:
-    huggingface.write(tmp_path / "out", *model, kind=kind)
-    proof = prove(tmp_path / "out", *model, kind)
+@pytest.mark.parametrize("kind", BERT.kinds, ids=lambda kind: kind.name)
+def test_an_export_is_proved_with_every_layer_and_head(kind: Kind, tmp_path: Path, model: Loaded) -> None:
+    huggingface.write(tmp_path / "out", model, kind=kind.name)
+    proof = prove(tmp_path / "out", model, kind)
     assert proof.passed and not proof.other_ids and not proof.load_report
-    layers = {f"layer {n}" for n in range(model[0].layers + 1)}
+    layers = {f"layer {n}" for n in range(model.config.layers + 1)}
     heads = {"pretraining": {"masked_lm", "next_sentence"}, "masked-lm": {"masked_lm"}, "encoder": {"pooler"}}
-    assert set(proof.worst) == layers | heads[kind]
+    assert set(proof.worst) == layers | heads[kind.name]
     assert max(proof.worst.values()) < 1e-5
     assert json.loads((tmp_path / "out/proof.json").read_text())["passed"] is True
 
 
-def test_a_failed_proof_names_the_first_layer_that_differs_and_deletes_nothing(tmp_path: Path, model: tuple) -> None:
-    config, params, tokenizer = model
-    wrong = jax.tree.map(np.copy, params)
+def test_a_failed_proof_names_the_first_layer_that_differs_and_deletes_nothing(tmp_path: Path, model: Loaded) -> None:
+    wrong = jax.tree.map(np.copy, model.params)
     wrong["layers"]["mlp"]["up"]["kernel"][1] *= 1.01  # the second layer of three
-    huggingface.write(tmp_path / "out", config, wrong, tokenizer)
-    proof = prove(tmp_path / "out", config, params, tokenizer)
+    kind = huggingface.write(tmp_path / "out", dataclasses.replace(model, params=wrong))
+    proof = prove(tmp_path / "out", model, kind)
     assert not proof.passed and proof.first_difference == "layer 2"
     assert proof.worst["layer 1"] < 1e-5
     assert json.loads((tmp_path / "out/proof.json").read_text())["first_difference"] == "layer 2"
@@ -111,10 +109,10 @@ def test_a_failed_proof_names_the_first_layer_that_differs_and_deletes_nothing(t
 
 
 def test_a_tokenizer_that_gives_other_ids_is_no_proof(
-    tmp_path: Path, model: tuple, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model: Loaded, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    huggingface.write(tmp_path / "out", *model)
+    huggingface.write(tmp_path / "out", model)
     path = tmp_path / "out/tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"split_special_tokens": False}))
     with pytest.raises(UserError, match="not proved .*: 1 text with other ids; see proof.json"):
-        exchange._prove(tmp_path / "out", "pretraining", model[2])
+        exchange._prove(tmp_path / "out", BERT.kinds[0])

@@ -14,7 +14,7 @@ from tests.parity.foreign import torch, transformers  # first: skips where they 
 
 from benchmarks.parity_training import torch_batch, torch_twin  # isort: skip
 from bert_jax.config import PRESETS, BertConfig, Execution, preset
-from bert_jax.convert.huggingface import config_to_json
+from bert_jax.convert.families import config_to_json
 from bert_jax.convert.names import HUGGING_FACE, from_foreign
 from bert_jax.model import bert
 from bert_jax.train.loss import make_pretraining_loss, weigh
@@ -128,7 +128,8 @@ def test_every_preset_has_as_many_parameters_as_transformers(name: str) -> None:
     config = preset(name, 30522)
     ours = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: bert.init(config, jax.random.key(0)))))
     with torch.device("meta"):
-        model = transformers.BertForPreTraining(transformers.BertConfig(**config_to_json(config, "pretraining", 0)))
+        tree = config_to_json(config, "BertForPreTraining", 0)
+        model = transformers.BertForPreTraining(transformers.BertConfig(**tree))
     assert ours == sum(p.numel() for p in model.parameters())
 
 

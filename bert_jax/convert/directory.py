@@ -1,0 +1,96 @@
+"""A folder of files that is there whole or not at all, and that replaces only what was written here before."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from bert_jax.convert.names import Tensors
+from bert_jax.errors import UserError
+
+# What every folder written here holds, and by which it is known as replaceable.
+PROVENANCE = "provenance.json"
+
+
+@contextmanager
+def whole_directory(out: Path, force: bool, provenance: Mapping[str, Any]) -> Iterator[Path]:
+    """A folder beside `out` that takes its place at the end; on any error nothing has changed.
+
+    Args:
+        force: replace what an earlier export left at `out`; anything else there is never touched.
+        provenance: where the weights come from, written into the folder.
+
+    Raises:
+        UserError: `out` exists and may not be replaced, or nothing can be written there.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not force:
+            raise UserError("this exists already", str(out), "give --force to replace it, or another name")
+        if not (out / PROVENANCE).is_file() or (out / "checkpoints").exists():
+            raise UserError("this is no earlier export, so it is not replaced", str(out), "give another name")
+    folder = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        folder.chmod(0o777 & ~_umask())
+        write_json(folder / PROVENANCE, dict(provenance))
+        yield folder
+        old = folder.with_name(folder.name + ".old")
+        if out.exists():
+            os.replace(out, old)
+        try:
+            os.replace(folder, out)
+        except OSError:
+            if old.exists():
+                os.replace(old, out)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot be written ({error.strerror or error})", str(out), "make room or choose another place"
+        ) from None
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_tensors(path: Path, tensors: Tensors) -> None:
+    """A safetensors file that others may read as the umask says; errors of the disk come as `OSError`."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})  # transformers refuses files without it
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+    path.chmod(0o666 & ~_umask())  # safetensors lets nobody else read its files
+
+
+def write_json(path: Path, tree: Any) -> None:
+    path.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, remedy: str = "restore it from a copy") -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        UserError: there is no such file, or it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no {path.name}", str(path.parent), remedy) from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"not JSON ({error})", str(path), remedy) from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,89 @@
+"""A model directory of ours: `model.json`, `weights.safetensors` under our own names, `tokenizer/`.
+
+What `bert-jax import` writes. Runs keep their checkpoints in another form (`bert_jax/store`), as they hold moments too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert_jax.config import BertConfig
+from bert_jax.convert.directory import read_json, whole_directory, write_json, write_tensors
+from bert_jax.convert.families import FAMILIES, family_of
+from bert_jax.convert.huggingface import read_safetensors
+from bert_jax.convert.loaded import Loaded, Pooling
+from bert_jax.convert.names import Params, flatten, our_shape
+from bert_jax.errors import UserError
+from bert_jax.text.tokenizer import Tokenizer
+
+MODEL, WEIGHTS, TOKENIZER = "model.json", "weights.safetensors", "tokenizer"
+SCHEMA = 1
+
+
+def is_directory(path: str | Path) -> bool:
+    """Whether `path` looks like a model directory of ours."""
+    return (Path(path) / WEIGHTS).is_file()
+
+
+def write(out: str | Path, loaded: Loaded, *, force: bool = False, provenance: Mapping[str, Any]) -> None:
+    """Write a model directory, whole or not at all.
+
+    Raises:
+        UserError: `out` exists or cannot be written.
+    """
+    pooling = None if loaded.pooling is None else dataclasses.asdict(loaded.pooling)
+    tree = {
+        "schema": SCHEMA,
+        "architecture": loaded.architecture,
+        "config": dataclasses.asdict(loaded.config),
+        "pooling": pooling,
+        "notes": list(loaded.notes),
+    }
+    tensors = {path: np.ascontiguousarray(leaf) for path, leaf in flatten(loaded.params)}
+    with whole_directory(Path(out), force, provenance) as folder:
+        write_tensors(folder / WEIGHTS, tensors)
+        write_json(folder / MODEL, tree)
+        loaded.tokenizer.save(folder / TOKENIZER)
+
+
+def read(directory: str | Path) -> Loaded:
+    """What `write` wrote.
+
+    Raises:
+        UserError: files are missing, broken, of a later version, or do not fit each other.
+    """
+    directory = Path(directory)
+    where = str(directory / MODEL)
+    tree = read_json(directory / MODEL, "give a directory that `bert-jax import` wrote")
+    known = {kind.architecture for family in FAMILIES for kind in family.kinds}
+    try:
+        if tree["schema"] > SCHEMA:
+            raise UserError(f"schema {tree['schema']} is of a later bert_jax", where, "install that, or import anew")
+        config, architecture = BertConfig(**tree["config"]), tree["architecture"]
+        pooling = None if tree["pooling"] is None else Pooling(**tree["pooling"])
+        notes = tuple(tree["notes"])
+        if architecture not in known:
+            raise KeyError(architecture)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"not a model of ours ({error})", where, "import it anew") from None
+    tensors = read_safetensors(directory / WEIGHTS)
+    params: Params = {}
+    parts = {name.split("/")[0] for name in tensors}
+    rows = family_of(architecture).rows_of(config, parts)
+    for name in sorted(tensors.keys() ^ {row.path for row in rows}):
+        what = "is no part of the model" if name in tensors else "is missing"
+        raise UserError(f"{name} {what}", where, "import it anew")
+    for row in rows:
+        if tensors[row.path].shape != our_shape(row, config):
+            raise UserError(f"{row.path} has another shape than the config says", where, "import it anew")
+        node = params
+        *folders, last = row.path.split("/")
+        for part in folders:
+            node = node.setdefault(part, {})
+        node[last] = tensors[row.path]
+    return Loaded(config, params, Tokenizer.load(directory / TOKENIZER), architecture, pooling, notes)
