@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bert_jax.api import open_model
 from bert_jax.convert import huggingface
-from bert_jax.convert.huggingface import KINDS
 from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.vocabulary import Edit, add, apply, between, resize, trim
 from bert_jax.errors import UserError
@@ -33,10 +33,12 @@ def run(args: argparse.Namespace) -> int:
     """Edit, write, print sizes before and after."""
     if args.use_unused and not args.add:
         raise UserError("--use-unused says where added words go", remedy="give --add too, or leave it out")
-    before = _open(args.model)
+    before = open_model(args.model)
     after = apply(_edit(args, before), before)
-    _write(args.out, after, args.force)
-    print(table(size_of(before), size_of(after)))
+    sizes = size_of(before), size_of(after)
+    provenance = {"edited": str(args.model), "before": asdict(sizes[0]), "after": asdict(sizes[1])}
+    huggingface.write(args.out, after, force=args.force, provenance=provenance)
+    print(table(*sizes))
     return 0
 
 
@@ -94,16 +96,3 @@ def table(before: Size, after: Size) -> str:
     lines = [f"{'':<13}{'before':>14}{'after':>14}{'after/before':>15}"]
     lines += [f"{name:<13}{a:>14{form}}{b:>14{form}}{b / a:>15.1%}" for name, a, b, form in rows]
     return "\n".join(lines)
-
-
-# ------------------------------------------------------------------------------------------------------- files
-
-
-def _open(path: Path) -> Loaded:
-    config, params, kind = huggingface.read(path)
-    return Loaded(config, params, Tokenizer.load(path), KINDS[kind].architecture)
-
-
-def _write(out: Path, model: Loaded, force: bool) -> None:
-    kind = next(name for name, kind in KINDS.items() if kind.architecture == model.architecture)
-    huggingface.write(out, model.config, model.params, model.tokenizer, kind=kind, force=force)
