@@ -160,9 +160,9 @@ def _keep_unknown(tokenizer: Tokenizer, needed: np.ndarray, texts: list[str], id
     where = np.flatnonzero(ids == tokenizer.special.unk)
     for row in np.unique(np.searchsorted(rows, where, side="right") - 1).tolist():
         for word in set(tokenizer.words(texts[row])):
-            path, whole = tokenizer.greedy(word)
-            if not whole and len(word) <= MAX_WORD:
-                needed[path] = True
+            if len(word) <= MAX_WORD:  # beyond, it is unknown for its length
+                path, whole = tokenizer.greedy(word)
+                needed[path] |= not whole
 
 
 def _keep_merges(tokenizer: Tokenizer, needed: np.ndarray) -> None:

@@ -181,29 +181,37 @@ def _wordpiece(raw: dict, config: dict, lowercase: bool | None, where: str, fore
     pieces = _in_order(model["vocab"], where)
     options = {key: normaliser.get(_NORMALISER[key], default) for key, default in _DEFAULTS.items()}
     if foreign and _is_bert_like(config):
-        theirs = {key: config.get(key, default) for key, default in _DEFAULTS.items()}
-        if lowercase is not None:
-            theirs["do_lower_case"] = options["do_lower_case"] = lowercase
-        silent = [key for key in _DEFAULTS if key not in config]
-        for key in silent:
-            if _effect(options)[key] != _effect(theirs)[key]:
-                raise UserError(
-                    f"tokenizer.json has {key} = {json.dumps(options[key])}, which tokenizer_config.json does not say, "
-                    f"and transformers takes {json.dumps(theirs[key])} then",
-                    where,
-                    f"write {json.dumps(key)} into tokenizer_config.json",
-                )
-        options = theirs
+        options = _as_transformers(options, config, lowercase, where)
     lower = options.pop("do_lower_case")
     plain = [token["content"] for token in raw.get("added_tokens") or [] if not token.get("special")]
     _refuse_plain(plain, where)
     return from_vocab(pieces, where, lower if lowercase is None else lowercase, **options)
 
 
-def _effect(options: dict[str, bool | None]) -> dict[str, bool | None]:
-    """The same options, accents written out: where nothing is said, they go with the capitals."""
-    accents = options["strip_accents"]
-    return options | {"strip_accents": options["do_lower_case"] if accents is None else accents}
+def _as_transformers(
+    options: dict[str, bool | None], config: dict, lowercase: bool | None, where: str
+) -> dict[str, bool | None]:
+    """What tokenizer_config.json says, and transformers' defaults: its BertTokenizer does not look at the normaliser.
+
+    Raises:
+        UserError: the normaliser is another, with what the configuration does not say.
+    """
+    theirs = {key: config.get(key, default) for key, default in _DEFAULTS.items()}
+    if lowercase is not None:
+        theirs["do_lower_case"] = options["do_lower_case"] = lowercase
+    lower = theirs["do_lower_case"]
+    for key in (key for key in _DEFAULTS if key not in config):
+        found, taken = options[key], theirs[key]
+        if key == "strip_accents":  # where nothing is said, they go with the capitals
+            found, taken = (lower if each is None else each for each in (found, taken))
+        if found != taken:
+            raise UserError(
+                f"the normalizer has {key} = {json.dumps(found)}, which tokenizer_config.json does not say, and "
+                f"transformers takes {json.dumps(taken)} then",
+                where,
+                f"write {json.dumps(key)} into tokenizer_config.json",
+            )
+    return theirs
 
 
 def _in_order(vocab: dict[str, int], where: str) -> list[str]:
@@ -300,6 +308,12 @@ def _from_spiece(path: Path, config: dict) -> Tokenizer:
     model = spiece.read(data, where)
     if "[PAD]" in model.pieces or "<pad>" not in model.pieces:
         return from_spiece(data, where)
+    if not (config.get("tokenizer_class") or "Albert").startswith("Albert"):
+        raise UserError(
+            f"the spiece.model of a {config['tokenizer_class']} is not read",
+            where,
+            "save it with a tokenizer.json, or give ALBERT's",
+        )
     return from_json(_albert(model, config, where), _ALBERT_NAMES, where)
 
 
@@ -307,6 +321,8 @@ def _albert(model: spiece.Model, config: dict, where: str) -> dict:
     """The tree of a tokenizer.json for a spiece.model of ALBERT, whose text is prepared outside of the model.
 
     The steps are those of google-research/albert's `preprocess_text` in the order of transformers' AlbertTokenizer.
+    Pieces that the model takes whole wherever they stand, such as "-", do so by their score of 0, and what follows them
+    is no new word: as in SentencePiece. (transformers 5 begins a new word there, if it is given this file alone.)
     """
     from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
     from tokenizers import Tokenizer as Engine
@@ -315,9 +331,8 @@ def _albert(model: spiece.Model, config: dict, where: str) -> dict:
         raise UserError("the model has ALBERT's special tokens but is no unigram model", where, "give another")
     special = special_ids(_ALBERT_NAMES, {piece: number for number, piece in enumerate(model.pieces)}, where)
     # Nine digits and no more: see `from_spiece`.
-    engine = Engine(
-        models.Unigram([(piece, float(f"{score:.9g}")) for piece, score in model.scored], special.unk, False)
-    )
+    scores = [float(f"{score:.9g}") for score in model.scores]
+    engine = Engine(models.Unigram(list(zip(model.pieces, scores, strict=True)), special.unk, False))
     steps: list = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
     if not config.get("keep_accents", False):
         steps += [normalizers.NFKD(), normalizers.StripAccents()]

@@ -172,10 +172,12 @@ class Tokenizer:
             >>> from_vocab([*SPECIAL_NAMES, "un", "##able"]).greedy("unability")
             ([5], False)
         """
-        number, path = self._numbers, []
+        number, longest = self._numbers
+        path = []
         prefix, rest = ("##", piece[2:]) if piece.startswith("##") and len(piece) > 2 else ("", piece)
         while rest:
-            size = next((n for n in range(len(rest), 0, -1) if prefix + rest[:n] in number), 0)
+            sizes = range(min(len(rest), longest), 0, -1)
+            size = next((n for n in sizes if prefix + rest[:n] in number), 0)
             if not size:
                 return path, False
             path.append(number[prefix + rest[:size]])
@@ -183,8 +185,9 @@ class Tokenizer:
         return path, True
 
     @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {piece: number for number, piece in enumerate(self.pieces)}
+    def _numbers(self) -> tuple[dict[str, int], int]:
+        """Ids by piece, and the length of the longest."""
+        return {piece: number for number, piece in enumerate(self.pieces)}, max(map(len, self.pieces))
 
     @property
     def options(self) -> dict[str, bool | None]:
