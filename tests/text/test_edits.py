@@ -136,19 +136,29 @@ def test_an_unknown_word_stays_unknown_though_shorter_pieces_would_cut_it():
     assert kept == (*SPECIAL_NAMES, "ab")
 
 
-def test_unknown_characters_keep_their_price_in_unigram(tmp_path):
-    # In "abcd" an unknown "\u2581" and "abcd" would win, if the unknown were priced from what the texts need.
-    vocab = [["\u2581ab", -15.0], ["cd", -15.0], ["abcd", -1.0], ["\u2581x", -1.0], ["never", -30.0], ["more", -2.0]]
+def _unigram(folder: Path, pieces: list[tuple[str, float]]) -> Tokenizer:
+    vocab = [*([name, 0.0] for name in SPECIAL_NAMES), *map(list, pieces)]
     tree = {
-        "model": {"type": "Unigram", "unk_id": 1, "vocab": [*([name, 0.0] for name in SPECIAL_NAMES), *vocab]},
+        "model": {"type": "Unigram", "unk_id": 1, "vocab": vocab},
         "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
     }
-    (tmp_path / "tokenizer.json").write_text(json.dumps(tree), encoding="utf-8")
-    tokenizer, texts = Tokenizer.load(tmp_path), ["abcd", "xabcd"]
+    (folder / "tokenizer.json").write_text(json.dumps(tree), encoding="utf-8")
+    return Tokenizer.load(folder)
+
+
+def test_unknown_characters_keep_their_price_in_unigram(tmp_path):
+    # In "abcd" an unknown "\u2581" and "abcd" would win, if the unknown were priced from what the texts need.
+    pieces = [("\u2581ab", -15.0), ("cd", -15.0), ("abcd", -1.0), ("\u2581x", -1.0), ("more", -2.0)]
+    tokenizer, texts = _unigram(tmp_path, [*pieces, ("never", -30.0)]), ["abcd", "xabcd"]
     assert _pieces(tokenizer, texts) == [["\u2581ab", "cd"], ["\u2581x", "abcd"]]
     found = trimmed(tokenizer, texts)
     assert _pieces(found, texts) == _pieces(tokenizer, texts)
     assert "never" in found.pieces and "more" not in found.pieces
+    # Without "never" they do win, and would no longer, if a word of many dear pieces were as dear as they are together.
+    tokenizer = _unigram(tmp_path, pieces)
+    assert _pieces(tokenizer, texts)[0] == ["[UNK]", "abcd"]
+    found = extended(tokenizer, ["cdcdcd"])
+    assert _pieces(found, [*texts, "cdcdcd"]) == [*_pieces(tokenizer, texts), ["\u2581cdcdcd"]]
 
 
 def test_texts_without_a_token_are_refused():
