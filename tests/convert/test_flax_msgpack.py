@@ -179,7 +179,7 @@ def test_lengths_and_depths_that_only_promise_take_no_memory(tmp_path):
         b"\xc9" + huge + b"\x01",  # an extension
         b"\x81\xa1a" * 5000,  # maps in maps
         b"\x91" * 5000,
-        (b"\xdd" + struct.pack(">I", 100_000)) * 200 + bytes(100_000),  # lists in lists, each with room for all
+        (b"\xdd" + struct.pack(">I", 100_000)) * 600 + bytes(100_000),  # lists in lists, each with room for all
         b"\x80\x80",  # more than one tree
         b"\x82\xa1a\x80\xa1a\x80",  # the same name twice
         b"\x81\xa1\xff\x80",  # no UTF-8
