@@ -173,7 +173,11 @@ CASES = [
         "cls.predictions.decoder.weight differs from bert.embeddings.word_emb",
         tensors(lambda all_of: all_of.update({"cls.predictions.decoder.weight": all_of[WORD] + 1})),
     ),
-    Case("a pickle that would run a command", "it asks for posix.system, which no weights need; nothing was run", executing),
+    Case(
+        "a pickle that would run a command",
+        "it asks for posix.system, which no weights need; nothing was run",
+        executing,
+    ),
     Case(
         "TensorFlow 2 weights",
         "TensorFlow 2 weights (tf_model.h5) are not read",
