@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -32,12 +33,19 @@ def export(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two checkpoints: the readable weights, and twice those."""
+    """A run of two checkpoints, its vocabulary padded as in training: the readable weights, and twice those."""
     box = tmp_path_factory.mktemp("exchange")
     (box / "data").mkdir()
     (box / "data/manifest.json").write_text("{}")
     readable_tokenizer().save(box / "data/tokenizer")
     config, params = readable_config(), jax.tree.map(jnp.asarray, readable_params(readable_config()))
+    word, bias = params["embeddings"]["word"], params["masked_lm"]["bias"]
+    config = replace(config, vocab_multiple=128)
+    more = config.vocab_rows - config.vocab_size
+    params["embeddings"]["word"], params["masked_lm"]["bias"] = (
+        jnp.pad(word, ((0, more), (0, 0))),
+        jnp.pad(bias, (0, more)),
+    )
     rundir.open_run(box / "run", Recipe(), config, [box / "data"], {"manifests": ["digest"], "git": "abc"})
     checkpoints = Checkpoints(box / "run", keep=2)
     checkpoints.save(5, params, {"count": jnp.zeros(())}, {})
