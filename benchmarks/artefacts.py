@@ -12,6 +12,7 @@ to half full. Differences are to `ours`, at tokens.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import subprocess
 import sys
@@ -233,9 +234,9 @@ def onnx(folder: Path, threads: int) -> Forward:
 
 def stablehlo(folder: Path, threads: int) -> Forward:
     del threads
-    import runpy  # noqa: PLC0415
-
-    network = runpy.run_path(str(folder / "stablehlo/run.py"))["load"](folder / "stablehlo")
+    sys.path.insert(0, str(folder / "stablehlo"))
+    run_py = importlib.import_module("run")
+    network = run_py.load(folder / "stablehlo")
 
     def run(batch: Batch) -> list[np.ndarray]:
         outputs = network(**batch)

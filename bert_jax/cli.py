@@ -20,6 +20,7 @@ VERBS = {
     "compare": ("compare", "curves of several runs over each other, and the settings that differ"),
     "import": ("import_model", "read a BERT from elsewhere: transformers, TensorFlow, Flax"),
     "export": ("export", "write a model as other libraries' files"),
+    "vocabulary": ("vocabulary", "add words to a model's vocabulary, trim it to texts, or resize its table"),
     "doctor": ("doctor", "look for what would stop or spoil a run, before it begins"),
     "fill-mask": ("fill_mask", "the likeliest pieces for each [MASK] of a text"),
 }

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, write and compare; a failed comparison leaves the files and ends with status 1."""
-    from bert_jax.convert.proof import NOT_PROVED, demand, prove, wanted
+    from bert_jax.convert.proof import demand, not_proved, prove, wanted
 
     proving = wanted(args.prove)
     loaded = open_model(args.source, drop=args.drop)
@@ -44,8 +44,10 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.output}: {loaded.architecture}, {parameters:,} parameters, {loaded.tokenizer}")
     for note in loaded.notes:
         print(f"  {note}")
+    if loaded.tokenizer.vocab_size < loaded.config.vocab_size:
+        print(f"  the word table has {loaded.config.vocab_size} rows, more than the tokenizer has pieces")
     if not proving:
-        print(NOT_PROVED if args.prove is None else "not proved, as asked")
+        print(not_proved(args.prove))
         return 0
     written = native.read(args.output)  # what is proved is what stands in the files
     kind = huggingface.kind_for(written, None, str(args.output))

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import re
-import tempfile
+import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 
 import numpy as np
 
 from bert_jax.errors import UserError
-from bert_jax.text.tokenizer import Tokenizer, from_vocab
+from bert_jax.text.edits import as_piece, extended, unused_slots
+from bert_jax.text.tokenizer import Tokenizer
 from data_prep import sources
 from data_prep.sample import read
 from data_prep.spool import document_hash
-from data_prep.train_tokenizer import LONGEST_WORD, finished, note, save, tell_pruned
+from data_prep.train_tokenizer import finished, note, save, tell_pruned
 from data_prep.words import Rules, WordCounter
 
 _HELD_OUT = 0.05  # share of the text, by hash, on which the vocabularies are compared
 _LEAST = 2  # a word seen once is proposed by nobody
 _SHOWN = 20  # words in the table
 _AT_ONCE = 100_000  # words encoded in one call
-_UNUSED = re.compile(r"\[unused\d+\]")
 
 
 @dataclass(frozen=True)
@@ -98,12 +95,12 @@ def extend(vocabulary: str, patterns: list[str], directory: str, settings: Exten
             vocabulary,
             "train a new one on both texts with bert-data tokenizer",
         )
-    slots = [number for number, piece in enumerate(old.pieces) if _UNUSED.fullmatch(piece)]
-    if settings.use_unused and len(slots) < settings.add:
+    slots = len(unused_slots(old))
+    if settings.use_unused and slots < settings.add:
         raise UserError(
-            f"the vocabulary has {len(slots):,} pieces named [unusedN], too few for {settings.add:,} words",
+            f"the vocabulary has {slots:,} pieces named [unusedN], too few for {settings.add:,} words",
             vocabulary,
-            f"pass --add {len(slots)} or less, or leave out --use-unused" if slots else "leave out --use-unused",
+            f"pass --add {slots} or less, or leave out --use-unused" if slots else "leave out --use-unused",
         )
     sources.check_apart(patterns, directory)
     paths = sources.expand(patterns)
@@ -116,27 +113,14 @@ def extend(vocabulary: str, patterns: list[str], directory: str, settings: Exten
     if finished(directory, record):
         return None
 
-    rules = _rules(old)
+    rules = Rules(**{field.name: old.options[field.name] for field in fields(Rules)})
     seen, held_out = _count(read(paths, inputs, settings.on_bad_bytes), rules, settings.seed)
     if not seen:
         raise UserError("the text holds no words", remedy="give text")
     added = propose(old, seen, settings.add)
     if len(added) < settings.add:
         note(f"the text gives {len(added):,} words to add, not {settings.add:,}")
-    words = [proposal.word for proposal in added]
-    pieces = list(old.pieces)
-    if settings.use_unused:
-        for slot, word in zip(slots, words, strict=False):
-            pieces[slot] = word
-    else:
-        pieces += words
-    new = from_vocab(
-        pieces,
-        vocabulary,
-        rules.do_lower_case,
-        strip_accents=rules.strip_accents,
-        tokenize_chinese_chars=rules.tokenize_chinese_chars,
-    )
+    new = extended(old, [proposal.word for proposal in added], settings.use_unused)
     sample = held_out or seen
     result = Extension(new, added, figures(old, sample), figures(new, sample), (sum(sample.values()), bool(held_out)))
     save(new, directory, record)
@@ -152,16 +136,13 @@ def propose(tokenizer: Tokenizer, counts: dict[str, int], add: int) -> tuple[Pro
         encoded = tokenizer.encode_batch(batch)
         for word, begin, end in zip(batch, encoded.rows[:-1].tolist(), encoded.rows[1:].tolist(), strict=True):
             ids = encoded.ids[begin:end].tolist()
-            # Too long a word is [UNK] for its length, and one that its own normalisation changes or cuts would
-            # never be found.
-            if len(word) > LONGEST_WORD or encoded.word_start[begin:end].sum() != 1:
-                continue
             pieces = len(word) + 1 if ids == [unk] else len(ids)
             if pieces > 1:
                 names = tuple(tokenizer.pieces[number] for number in ids)
                 found.append(Proposal(word, counts[word], names, counts[word] * (pieces - 1)))
     found.sort(key=lambda proposal: (-proposal.gain, -proposal.count, proposal.word))
-    return tuple(found[:add])
+    # One that its own normalisation changes or cuts would never be found.
+    return tuple(itertools.islice((each for each in found if as_piece(tokenizer, each.word) == each.word), add))
 
 
 def figures(tokenizer: Tokenizer, counts: dict[str, int]) -> Figures:
@@ -211,14 +192,6 @@ def _count(texts: Iterator[str], rules: Rules, seed: int) -> tuple[dict[str, int
         return held_out.result().counts, {}
     tell_pruned(found)
     return found.counts, held_out.result().counts
-
-
-def _rules(tokenizer: Tokenizer) -> Rules:
-    """How a WordPiece tokenizer normalises, from the configuration that it writes."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(folder)
-        config = json.loads((Path(folder) / "tokenizer_config.json").read_text(encoding="utf-8"))
-    return Rules(**{field.name: config[field.name] for field in fields(Rules)})
 
 
 def _batches(words: list[str]) -> Iterator[list[str]]:

@@ -28,7 +28,10 @@ NOUNS = {
     "advice": {"config", "data", "errors", "text"},
     "data_prep": {"text", "config", "errors"},
 }
-VERBS = {"pretrain", "plan", "doctor", "evaluate", "replay", "report", "compare", "export", "import_model", "fill_mask"}
+VERBS = {
+    *("pretrain", "plan", "doctor", "evaluate", "replay", "report", "compare"),
+    *("export", "import_model", "vocabulary", "fill_mask"),
+}
 MAY = {
     **NOUNS,
     **dict.fromkeys(VERBS, (NOUNS.keys() - {"data_prep"}) | {"api"}),

@@ -15,7 +15,7 @@ transformers gives them:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from jax import Array, lax
 from bert_jax.config import BertConfig, Execution
 from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.names import Params
-from bert_jax.convert.proof import TEXTS, TOLERANCE, _pairs, states_and_heads, worst_apart
+from bert_jax.convert.proof import TEXTS, TOLERANCE, Proof, pairs, states_and_heads, worst_apart
 from bert_jax.errors import UserError
 from bert_jax.model import bert
 
@@ -37,20 +37,6 @@ Found = dict[str, np.ndarray]
 # Rows × tokens that a proof runs: one row, odd sizes, a usual batch, and longer than any multiple of a tile.
 SHAPES = ((1, 5), (3, 17), (8, 128), (2, 300))
 LOOP = Execution(scan="on")  # one compiled layer in a loop
-
-
-@dataclass(frozen=True)
-class ArtefactProof:
-    """What was compared, and how far apart it is: `worst` has the largest absolute difference by quantity, which is
-    "layer N" (0: the embeddings), "masked_lm", "pooler", "next_sentence" or "replaced_token"."""
-
-    passed: bool
-    architecture: str
-    tolerance: float
-    worst: dict[str, float]
-    first_difference: str | None
-    shapes: tuple[tuple[int, int], ...]
-    versions: dict[str, str]
 
 
 # --------------------------------------------------------------------------------------------------- what it has
@@ -150,11 +136,11 @@ def batches(loaded: Loaded, shapes: Iterable[tuple[int, int]] = SHAPES) -> list[
         length = min(length, loaded.config.positions)
         starts = [number % len(TEXTS) for number in range(rows)]
         texts = [" ".join((TEXTS[start:] + TEXTS[:start]) * (1 + length // 64)) for start in starts]
-        pairs = _pairs(texts, loaded.tokenizer, replace(loaded.config, positions=length))
-        full = pairs["input_ids"].shape[1]
+        pair = next(pairs(texts, loaded.tokenizer, replace(loaded.config, positions=length), tokens=rows * length))
+        full = pair["input_ids"].shape[1]
         ends = [[full * (rows - number) // rows] for number in range(rows)]
         real = np.arange(length)[None] < ends
-        wide = {name: np.pad(array, ((0, 0), (0, length - full))) for name, array in pairs.items()}
+        wide = {name: np.pad(array, ((0, 0), (0, length - full))) for name, array in pair.items()}
         batch = {
             "input_ids": np.where(real, wide["input_ids"], loaded.tokenizer.special.pad),
             "attention_mask": real,
@@ -202,7 +188,7 @@ def judged(
     outputs: Sequence[Mapping[str, np.ndarray]],
     layers: Callable[[], Sequence[Mapping[str, np.ndarray]]],
     versions: dict[str, str],
-) -> ArtefactProof:
+) -> Proof:
     """Compare what an artefact gave with our network, and where it fails, layer by layer.
 
     Args:
@@ -221,13 +207,15 @@ def judged(
         # the layers alone may agree where the artefact itself does not: then the output is what differs
         first = _first(by_layer) or first
         worst = {**by_layer, **worst}
-    return ArtefactProof(
+    return Proof(
         passed=first is None,
         architecture=loaded.architecture,
         tolerance=TOLERANCE,
         worst=worst,
         first_difference=first,
-        shapes=tuple(batch["input_ids"].shape for batch in inputs),
+        rows=sum(len(batch["input_ids"]) for batch in inputs),
+        other_ids=(),  # ids go in as they are
+        load_report={},
         versions=versions,
     )
 

@@ -71,6 +71,7 @@ def write(
     kind: str | None = None,
     force: bool = False,
     provenance: Mapping[str, Any],
+    extra: Mapping[str, str] | None = None,
 ) -> None:
     """Write a directory that google-research/bert's scripts take, whole or not at all.
 
@@ -92,7 +93,7 @@ def write(
     values = {key: getattr(config, field) for field, key, _ in BERT.fields} | {"hidden_act": "gelu"}
     parts = {name: tree for name, tree in loaded.params.items() if name in chosen.parts}
     tensors = to_foreign(of_parts(TF1, parts), config, parts)
-    with whole_directory(Path(out), force, provenance) as folder:
+    with whole_directory(Path(out), force, provenance, extra) as folder:
         write_tf1(folder / CHECKPOINT, tensors)
         write_json(folder / CONFIG, {key: values[key] for key in _KEYS})
         vocabulary = "".join(f"{piece}\n" for piece in loaded.tokenizer.pieces)

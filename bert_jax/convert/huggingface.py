@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +95,22 @@ def write(
             str(out),
             "give the tokenizer that the model was trained with",
         )
-    tree = config_to_json(config, chosen.architecture, tokenizer.special.pad)
     parts = {name: tree for name, tree in loaded.params.items() if name in chosen.parts}
     rows = family_of(loaded.architecture).rows_of(config, parts, chosen.prefixed)
     tensors = to_foreign(rows, config, parts)
-    with whole_directory(Path(out), force, provenance or {}) as folder:
+    config_to_json(config, chosen.architecture, 0)  # what the family cannot say is told before anything is written
+    with whole_directory(Path(out), force, provenance or {}, extra) as folder:
         write_tensors(folder / WEIGHTS, tensors)
-        write_json(folder / CONFIG, tree)
-        tokenizer.save(folder)
-        _limit_length(folder / "tokenizer_config.json", config)
-        for name, text in (extra or {}).items():
-            (folder / name).write_text(text, encoding="utf-8")
+        write_settings(folder, replace(loaded, architecture=chosen.architecture))
     return chosen
+
+
+def write_settings(folder: Path, loaded: Loaded) -> None:
+    """`config.json` of the model's class and the tokenizer's files, into a folder that is there."""
+    config, tokenizer = loaded.config, loaded.tokenizer
+    write_json(folder / CONFIG, config_to_json(config, loaded.architecture, tokenizer.special.pad))
+    tokenizer.save(folder)
+    _limit_length(folder / "tokenizer_config.json", config)
 
 
 def _limit_length(path: Path, config: BertConfig) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.config import BertConfig
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, counted
 
 Params = dict[str, Any]
 Tensors = dict[str, np.ndarray]
@@ -352,4 +352,5 @@ def flatten(tree: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _account(what: str, remedy: str, names: set[str], where: str) -> None:
     if names:
         first = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        raise UserError(f"{len(names)} tensors {what}: {first}", where, remedy)
+        verb = what if len(names) > 1 else what.replace("are ", "is ", 1)
+        raise UserError(f"{counted(len(names), 'tensor')} {verb}: {first}", where, remedy)

@@ -86,4 +86,4 @@ def read(directory: str | Path) -> Loaded:
         for part in folders:
             node = node.setdefault(part, {})
         node[last] = tensors[row.path]
-    return Loaded(config, params, Tokenizer.load(directory / TOKENIZER), architecture, pooling, notes)
+    return Loaded(config, params, Tokenizer.load(directory / TOKENIZER), architecture, pooling, notes=notes)

@@ -26,9 +26,10 @@ import numpy as np
 
 from bert_jax.config import BertConfig
 from bert_jax.convert import artefacts
-from bert_jax.convert.artefacts import SHAPES, ArtefactProof
+from bert_jax.convert.artefacts import SHAPES
 from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.names import Params
+from bert_jax.convert.proof import Proof
 from bert_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -302,7 +303,7 @@ def pooler(graph: Graph, tree: Params, x: str, output: str) -> str:
 # --------------------------------------------------------------------------------------------------------- proof
 
 
-def prove(path: str | Path, loaded: Loaded, shapes: Sequence[tuple[int, int]] = SHAPES) -> ArtefactProof:
+def prove(path: str | Path, loaded: Loaded, shapes: Sequence[tuple[int, int]] = SHAPES) -> Proof:
     """Run a file with onnxruntime on a CPU and compare its outputs with our forward pass, within `TOLERANCE`.
 
     If they differ, the same file is run once more with every layer's states as outputs, which tells the first layer
@@ -328,7 +329,7 @@ def prove(path: str | Path, loaded: Loaded, shapes: Sequence[tuple[int, int]] = 
         return _run(model.SerializeToString(), list(every.values()), inputs, str(path))
 
     outputs = _run(str(path), list(names.values()), inputs, str(path))
-    versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+    versions = {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
     return artefacts.judged(loaded, inputs, outputs, layers, versions)
 
 

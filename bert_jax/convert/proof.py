@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,11 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared, and how far apart it is: `worst` has the largest absolute difference by quantity."""
+    """What was compared, and how far apart it is.
+
+    `worst` has the largest absolute difference by quantity: "layer N" (0: the embeddings), "masked_lm", "pooler",
+    "next_sentence" or "replaced_token". `other_ids` are texts with other ids, `load_report` what was said of keys.
+    """
 
     passed: bool
     architecture: str
@@ -55,10 +59,10 @@ class Proof:
     versions: dict[str, str]
 
 
-def check_libraries() -> None:
-    """Raises UserError naming each library of the proof that cannot be imported, and what installs it."""
+def check_libraries(libraries: Mapping[str, str] = LIBRARIES) -> None:
+    """Raises UserError naming each library of a proof that cannot be imported, and what installs it."""
     failed = {}
-    for name, package in LIBRARIES.items():
+    for name, package in libraries.items():
         try:
             importlib.import_module(name)
         except ImportError as error:
@@ -69,18 +73,20 @@ def check_libraries() -> None:
         )
 
 
-def wanted(asked: bool | None) -> bool:
+def wanted(asked: bool | None, libraries: Mapping[str, str] = LIBRARIES) -> bool:
     """Whether to prove: if asked for, or (None) if the libraries are there, as far as is told without importing them.
 
     Raises:
         UserError: it is asked for and a library cannot be imported.
     """
     if asked:
-        check_libraries()
-    return all(importlib.util.find_spec(name) for name in LIBRARIES) if asked is None else asked
+        check_libraries(libraries)
+    return all(importlib.util.find_spec(name) for name in libraries) if asked is None else asked
 
 
-NOT_PROVED = f"not proved: that takes pip install {' '.join(LIBRARIES.values())}"
+def not_proved(asked: bool | None, libraries: Mapping[str, str] = LIBRARIES) -> str:
+    """What is said where there was no proof."""
+    return "not proved, as asked" if asked is False else f"not proved: pip install {' '.join(libraries.values())}"
 
 
 def prove(
@@ -185,11 +191,11 @@ def demand(proof: Proof, where: str) -> str:
     Raises:
         UserError: it failed.
     """
-    library = next(iter(proof.versions.items()))
-    said = f"{' '.join(library)}, {proof.rows} pairs of texts"
+    name, version = next(iter(proof.versions.items()))
+    said = f"{name} {version}, {proof.rows} rows of text"
     if proof.passed:
         worst = max(proof.worst, key=lambda name: proof.worst[name])
-        return f"proved with {said}: no difference above {proof.worst[worst]:.1e} ({worst}), equal ids"
+        return f"proved with {said}: no difference above {proof.worst[worst]:.1e} ({worst})"
     reasons = [f"the first difference above {proof.tolerance:g} is in {proof.first_difference}"] * bool(
         proof.first_difference
     )
@@ -215,8 +221,8 @@ def worst_apart(theirs: np.ndarray, ours: np.ndarray, real: np.ndarray) -> float
     return float(np.nan_to_num(apart, nan=np.inf).max(initial=0))
 
 
-def write_proof(folder: Path, proof: Proof) -> None:
-    """`proof.json` beside the weights."""
+def write_proof(folder: Path, proof: Any) -> None:
+    """`proof.json` beside the weights: the fields of a proof, which is a dataclass."""
     text = json.dumps(asdict(proof), indent=1, ensure_ascii=False) + "\n"
     (folder / "proof.json").write_text(text, encoding="utf-8")
 

@@ -3,7 +3,7 @@
 | file | what |
 |---|---|
 | `network.jax_export` | `jax.export` of the forward pass for CPU, CUDA, ROCm and TPU; rows and tokens are symbols |
-| `weights.safetensors` | its first argument: our paths, float32, layers stacked |
+| `network.safetensors` | its first argument: our paths, float32, layers stacked |
 | `signature.json` | inputs, outputs, the most tokens a row, versions, calling convention |
 | `run.py` | reads these three and runs them; needs jax, numpy, safetensors and flatbuffers |
 
@@ -34,13 +34,14 @@ import numpy as np
 from jax import export
 
 from bert_jax.convert import artefacts, run_stablehlo
-from bert_jax.convert.artefacts import SHAPES, ArtefactProof
+from bert_jax.convert.artefacts import SHAPES
 from bert_jax.convert.directory import write_json, write_tensors
 from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.names import Params, flatten
+from bert_jax.convert.proof import Proof
 from bert_jax.errors import UserError
 
-NETWORK, WEIGHTS, SIGNATURE, RUN = "network.jax_export", "weights.safetensors", "signature.json", "run.py"
+NETWORK, WEIGHTS, SIGNATURE, RUN = "network.jax_export", "network.safetensors", "signature.json", "run.py"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -138,17 +139,18 @@ import sys
 absent = ("bert_jax", "flax", "optax", "orbax")
 assert not any(name in sys.modules for name in absent)
 sys.modules.update(dict.fromkeys(absent))
-import json, pathlib, runpy
 directory, network, *paths = sys.argv[1:]
-names = runpy.run_path(str(pathlib.Path(directory, "run.py")))
+sys.path.insert(0, directory)
+import run
+load = run.load
 if network:
-    names["main"].__globals__["load"] = lambda place: names["load"](directory, network)
-names["main"](paths)
-assert not any(name.split(".")[0] in absent and module for name, module in sys.modules.items())
+    run.load = lambda directory: load(directory, network)
+run.main(paths)
+assert not any(module and name.split(".")[0] in absent for name, module in sys.modules.items())
 """
 
 
-def prove(directory: str | Path, loaded: Loaded, shapes: Sequence[tuple[int, int]] = SHAPES) -> ArtefactProof:
+def prove(directory: str | Path, loaded: Loaded, shapes: Sequence[tuple[int, int]] = SHAPES) -> Proof:
     """Run `run.py` in a fresh process without bert_jax, on a CPU, and compare with our forward pass in this one.
 
     If they differ, the weights of the directory are run once more, through a network that gives out every layer's
@@ -178,8 +180,8 @@ def _run_alone(
         for number, batch in enumerate(inputs):
             paths += [f"{folder}/inputs{number}.npz", f"{folder}/outputs{number}.npz"]
             np.savez(paths[-2], **batch)
-        # -I: neither the working directory nor PYTHONPATH
-        command = [sys.executable, "-I", "-c", _ALONE, str(directory.resolve()), str(network or ""), *paths]
+        # -I: neither the working directory nor PYTHONPATH; -B: nothing is left beside run.py
+        command = [sys.executable, "-I", "-B", "-c", _ALONE, str(directory.resolve()), str(network or ""), *paths]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:

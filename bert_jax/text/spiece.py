@@ -1,4 +1,4 @@
-"""Reads a SentencePiece model file (spiece.model) without sentencepiece or protobuf.
+"""Reads a SentencePiece model file (spiece.model) without sentencepiece or protobuf, and rewrites its pieces.
 
 Only what segmentation needs: pieces with scores and types, the model's type, and the normaliser. Field
 numbers are those of sentencepiece_model.proto (github.com/google/sentencepiece).
@@ -7,7 +7,7 @@ numbers are those of sentencepiece_model.proto (github.com/google/sentencepiece)
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bert_jax.errors import UserError
@@ -55,6 +55,46 @@ def read(data: bytes, where: str) -> Model:
     if kind is None or not pieces:
         raise UserError("the SentencePiece model is neither unigram nor bpe", where, "train one of these kinds")
     return Model(kind, tuple(pieces), tuple(scores), tuple(types), charsmap, prefix, squeeze)
+
+
+def rewritten(data: bytes, kept: Sequence[int], added: Sequence[tuple[str, float]] = ()) -> bytes:
+    """The same model with other pieces.
+
+    Args:
+        data: the bytes of a model file that `read` takes.
+        kept: numbers of the pieces that stay, in the order in which they shall stand.
+        added: further pieces with their scores, behind those.
+    """
+    fields = [(number, value) for number, value in _fields(data)]
+    pieces = [value for number, value in fields if number == 1]
+    new = [pieces[at] for at in kept]
+    for piece, score in added:
+        text = piece.encode()
+        new.append(b"\x0a" + _as_varint(len(text)) + text + b"\x15" + struct.pack("<f", score))
+    settings = []
+    for number, value in fields:
+        if number == 2:  # of training, where a size stands too
+            value = _with_size(value, len(new))
+        if number != 1:
+            settings.append(_bytes_field(number, value))
+    return b"".join([*(_bytes_field(1, piece) for piece in new), *settings])
+
+
+def _with_size(trainer: bytes, size: int) -> bytes:
+    """A trainer_spec whose vocab_size (field 4) is another: the last of a field counts."""
+    return trainer + b"\x20" + _as_varint(size)
+
+
+def _bytes_field(number: int, value: bytes) -> bytes:
+    return _as_varint(number << 3 | 2) + _as_varint(len(value)) + value
+
+
+def _as_varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 127:
+        found.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*found, value])
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes | int | float]]:

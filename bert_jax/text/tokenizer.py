@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
 
 SPECIAL_NAMES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_ROLES = ("pad", "unk", "cls", "sep", "mask")
+ROLES = ("pad", "unk", "cls", "sep", "mask")
 _SPACE = "\u2581"  # what SentencePiece writes for a blank
 
 
@@ -72,6 +72,7 @@ class Tokenizer:
         pieces: all of them, by id.
         fingerprint: SHA-256 in hex over kind, pieces in order (with scores or merges, where the kind has
             them), normalisation and special ids. Whatever is made with a tokenizer stores it.
+        file: name and bytes of the file it is made from: "vocab.txt", "spiece.model" or "tokenizer.json".
     """
 
     def __init__(
@@ -81,12 +82,12 @@ class Tokenizer:
         pieces: Sequence[str],
         special: Special,
         identity: bytes,
-        model: tuple[str, bytes],
+        file: tuple[str, bytes],
         lowercase: bool,
     ) -> None:
         self.kind, self.special, self.pieces, self.lowercase = kind, special, tuple(pieces), lowercase
         self.vocab_size = len(self.pieces)
-        self._engine, self._model = engine, model
+        self._engine, self.file = engine, file
         digest = hashlib.sha256(f"{kind}\0{special}\0".encode())
         for piece in self.pieces:
             digest.update(piece.encode() + b"\0")
@@ -146,6 +147,60 @@ class Tokenizer:
         """Readable text of ids; special tokens appear by name."""
         return self._engine.decode([int(number) for number in ids], skip_special_tokens=False)
 
+    def words(self, text: str) -> list[str]:
+        """What the model is asked to cut: the normalised words of a text, "\u2581" before those that follow a blank in
+        SentencePiece's kinds."""
+        (text,) = _without_surrogates([text])
+        normaliser, cutter = self._engine.normalizer, self._engine.pre_tokenizer
+        text = normaliser.normalize_str(text) if normaliser else text
+        return [word for word, _ in cutter.pre_tokenize_str(text)] if cutter else [text] if text else []
+
+    def spell(self, piece: str) -> list[int]:
+        """Ids into which this tokenizer cuts a piece of another vocabulary, as it stands, "##" and all.
+
+        [UNK] where it cannot be cut. A WordPiece "##ing" is cut as what continues a word.
+        """
+        if self.kind != "wordpiece":
+            return [token.id for token in self._engine.model.tokenize(piece)]
+        path, whole = self.greedy(piece)
+        return path if whole and piece else [self.special.unk]
+
+    def greedy(self, piece: str) -> tuple[list[int], bool]:
+        """The longest pieces of WordPiece, one after the other, and whether they reach the end.
+
+        Example:
+            >>> from_vocab([*SPECIAL_NAMES, "un", "##able"]).greedy("unability")
+            ([5], False)
+        """
+        number, longest = self._numbers
+        path = []
+        prefix, rest = ("##", piece[2:]) if piece.startswith("##") and len(piece) > 2 else ("", piece)
+        while rest:
+            sizes = range(min(len(rest), longest), 0, -1)
+            size = next((n for n in sizes if prefix + rest[:n] in number), 0)
+            if not size:
+                return path, False
+            path.append(number[prefix + rest[:size]])
+            prefix, rest = "##", rest[size:]
+        return path, True
+
+    @cached_property
+    def _numbers(self) -> tuple[dict[str, int], int]:
+        """Ids by piece, and the length of the longest."""
+        return {piece: number for number, piece in enumerate(self.pieces)}, max(map(len, self.pieces))
+
+    @property
+    def options(self) -> dict[str, bool | None]:
+        """How WordPiece normalises, under the names of tokenizer_config.json; empty for other kinds."""
+        if self.kind != "wordpiece":
+            return {}
+        normaliser = self._engine.normalizer
+        return {
+            "do_lower_case": normaliser.lowercase,
+            "strip_accents": normaliser.strip_accents,
+            "tokenize_chinese_chars": normaliser.handle_chinese_chars,
+        }
+
     def _encode(self, texts: list[str], offsets: bool) -> list:
         encode = self._engine.encode_batch if offsets else self._engine.encode_batch_fast
         return encode(texts, add_special_tokens=False)
@@ -166,7 +221,7 @@ class Tokenizer:
             begins = np.array([not piece.startswith("##") for piece in self.pieces])
             return begins, np.zeros(self.vocab_size, bool)
         # [UNK] stands for characters of a word; only its name begins with a bracket.
-        named = {getattr(self.special, role) for role in _ROLES}
+        named = {getattr(self.special, role) for role in ROLES}
         bare = ["x" if n in named else piece.lstrip(_SPACE) for n, piece in enumerate(self.pieces)]
         begins = [
             piece.startswith(_SPACE) or bool(rest) and _stands_alone(rest[0])
@@ -179,33 +234,22 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike, lowercase: bool | None = None) -> Tokenizer:
-        """Opens a directory that `save` wrote, a bare vocab.txt or spiece.model, or a Hugging Face directory.
+        """Opens a directory that `save` wrote, a bare vocab.txt, spiece.model or tokenizer.json, or a Hugging Face
+        directory of BERT, DistilBERT, ELECTRA, MiniLM, ALBERT or sentence-transformers.
 
         Args:
             path: directory or file.
-            lowercase: for a WordPiece vocabulary; None takes `do_lower_case` of tokenizer_config.json, else
-                the normaliser of tokenizer.json, else guesses: a vocabulary in which no piece (but those in
-                brackets) has an ASCII capital is lower-casing.
+            lowercase: for a WordPiece vocabulary; None takes what the files say. A vocab.txt without files that
+                could say it is lower-casing if no piece (but those in brackets) has an ASCII capital, as in Google's
+                models: the Chinese ones are.
 
         Raises:
-            UserError: nothing there, not a tokenizer of these kinds, a special token missing, or files that
-                do not agree with the fingerprint beside them.
+            UserError: nothing there, not a tokenizer of these kinds, a special token missing, files that do not
+                agree with each other or with the fingerprint beside them, or one that gives other ids in transformers.
         """
-        path = Path(path)
-        try:
-            if path.is_dir():
-                return _load_directory(path, lowercase)
-            if path.suffix == ".model":
-                return from_spiece(path.read_bytes(), str(path))
-            if path.suffix == ".json":
-                return _from_json(path, {}, lowercase)
-            return _from_vocab_bytes(
-                path.read_bytes(), str(path), {} if lowercase is None else {"do_lower_case": lowercase}
-            )
-        except FileNotFoundError:
-            raise UserError("there is no tokenizer here", str(path), "give its directory or its vocab.txt") from None
-        except OSError as error:
-            raise UserError(f"the tokenizer cannot be read ({error.strerror})", str(path)) from None
+        from bert_jax.text import loading
+
+        return loading.load(Path(path), lowercase)
 
     def save(self, directory: str | os.PathLike) -> None:
         """Writes the model (spiece.model or vocab.txt), tokenizer.json, tokenizer_config.json, fingerprint.
@@ -222,7 +266,7 @@ class Tokenizer:
     def _files(self) -> dict[str, bytes]:
         from tokenizers import AddedToken, Tokenizer, processors
 
-        names = {role: self.pieces[getattr(self.special, role)] for role in _ROLES}
+        names = {role: self.pieces[getattr(self.special, role)] for role in ROLES}
         engine = Tokenizer.from_str(self._engine.to_str())
         engine.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names.values()])
         cls_, sep = names["cls"], names["sep"]
@@ -241,13 +285,13 @@ class Tokenizer:
         }
         if self.kind == "wordpiece":
             # transformers rebuilds the normaliser of this class from what stands here.
-            config |= {"tokenizer_class": "BertTokenizer"} | _wordpiece_options(engine)
+            config |= {"tokenizer_class": "BertTokenizer"} | self.options
         else:
             config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
-        # A tokenizer that came as tokenizer.json goes as it came: `self._model` is that file.
+        # A tokenizer that came as tokenizer.json goes as it came: `self.file` is that file.
         return {
             "tokenizer.json": engine.to_str(pretty=True).encode(),
-            self._model[0]: self._model[1],
+            self.file[0]: self.file[1],
             "tokenizer_config.json": (json.dumps(config, indent=1, ensure_ascii=False) + "\n").encode(),
             "fingerprint": (self.fingerprint + "\n").encode(),
         }
@@ -269,9 +313,9 @@ def from_vocab(pieces: Sequence[str], where: str = "vocabulary", lowercase: bool
     if len(vocab) != len(pieces):
         twice = next(piece for number, piece in enumerate(pieces) if vocab[piece] != number)
         raise UserError(f"the piece {twice!r} stands there twice", where, "keep one of them")
-    special = _special({role: name for role, name in zip(_ROLES, SPECIAL_NAMES, strict=True)}, vocab, where)
+    special = special_ids({role: name for role, name in zip(ROLES, SPECIAL_NAMES, strict=True)}, vocab, where)
     if lowercase is None:
-        lowercase = not any(re.search("[A-Z]", piece) and not re.fullmatch(r"\[.*\]|<.*>", piece) for piece in pieces)
+        lowercase = looks_lowercase(pieces)
     engine = Engine(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD))
     accents, chinese = options.get("strip_accents"), options.get("tokenize_chinese_chars", True)
     engine.normalizer = normalizers.BertNormalizer(
@@ -291,10 +335,10 @@ def from_spiece(data: bytes, where: str) -> Tokenizer:
 
     model = spiece.read(data, where)
     vocab = {piece: number for number, piece in enumerate(model.pieces)}
-    special = _special(dict(zip(_ROLES, SPECIAL_NAMES, strict=True)), vocab, where)
+    special = special_ids(dict(zip(ROLES, SPECIAL_NAMES, strict=True)), vocab, where)
     if model.kind == "unigram":
         # Control pieces keep their score of 0: `tokenizers` prices the unknown from the least score, so a
-        # very low one would change how ordinary text is cut. What keeps them from text is `_keep_out`.
+        # very low one would change how ordinary text is cut. What keeps them from text is `keep_out`.
         # Scores are written with a float32's nine digits: the JSON reader of `tokenizers` is not exact beyond
         # 15, and its last bit would break ties differently after a save.
         scores = [float(str(np.float32(score))) for score in model.scores]
@@ -307,7 +351,7 @@ def from_spiece(data: bytes, where: str) -> Tokenizer:
     engine.normalizer = normalizers.Sequence(steps)
     scheme = "always" if model.add_dummy_prefix else "never"
     blanks = pre_tokenizers.Metaspace(_SPACE, scheme, True)
-    engine.pre_tokenizer = pre_tokenizers.Sequence([blanks, _keep_out(SPECIAL_NAMES)])
+    engine.pre_tokenizer = pre_tokenizers.Sequence([blanks, keep_out(SPECIAL_NAMES)])
     engine.decoder = decoders.Metaspace(_SPACE, scheme, True)
     identity = np.array(model.scores, "<f4").tobytes() + hashlib.sha256(model.charsmap).digest()
     identity += f"spiece {model.add_dummy_prefix} {model.remove_extra_whitespaces}".encode()
@@ -315,7 +359,7 @@ def from_spiece(data: bytes, where: str) -> Tokenizer:
     return Tokenizer(model.kind, engine, model.pieces, special, identity, ("spiece.model", data), lowercase)
 
 
-def _keep_out(names: Sequence[str]):
+def keep_out(names: Sequence[str]):
     """A pre-tokenizer that cuts the name of a special token after its first character.
 
     No piece reaches beyond a cut, so the whole name cannot be matched, whatever the scores are.
@@ -366,94 +410,12 @@ def _merges(model: spiece.Model, vocab: dict[str, int]) -> list[tuple[str, str]]
     return [(model.pieces[left], model.pieces[right]) for _, left, right in sorted(found)]
 
 
-def _load_directory(path: Path, lowercase: bool | None) -> Tokenizer:
-    config = _read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
-    if lowercase is not None:
-        config["do_lower_case"] = lowercase
-    expected = path / "fingerprint"
-    model, vocab, whole = path / "spiece.model", path / "vocab.txt", path / "tokenizer.json"
-    if model.exists() and (expected.exists() or not whole.exists()):
-        tokenizer = from_spiece(model.read_bytes(), str(model))
-    elif vocab.exists() and ("do_lower_case" in config or not whole.exists()):
-        tokenizer = _from_vocab_bytes(vocab.read_bytes(), str(vocab), config)
-    elif whole.exists():
-        tokenizer = _from_json(whole, config, lowercase)
-    else:
-        raise UserError(
-            "the directory holds no tokenizer (spiece.model, vocab.txt or tokenizer.json)",
-            str(path),
-            "make one with bert-data tokenizer",
-        )
-    if expected.exists() and lowercase is None and expected.read_text().strip() != tokenizer.fingerprint:
-        raise UserError(
-            "the tokenizer's files were changed after it was saved: their fingerprint differs",
-            str(path),
-            "restore them, or remove the file named fingerprint to accept what is there",
-        )
-    return tokenizer
+def special_ids(names: dict[str, str], vocab: dict[str, int], where: str) -> Special:
+    """Ids of the special tokens, of which `names` holds the name by role.
 
-
-def _from_vocab_bytes(data: bytes, where: str, config: dict) -> Tokenizer:
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"the vocabulary is not UTF-8 at byte {error.start}", where, "convert it") from None
-    if not text.strip():
-        raise UserError("the vocabulary is empty", where, "give a vocab.txt with one piece a line")
-    # Only \n separates: some vocabularies hold U+0085 or U+2028 as pieces.
-    pieces = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-    options = {key: config[key] for key in ("strip_accents", "tokenize_chinese_chars") if key in config}
-    return from_vocab(pieces, where, config.get("do_lower_case"), **options)
-
-
-def _from_json(path: Path, config: dict, lowercase: bool | None) -> Tokenizer:
-    """A tokenizer.json of the `tokenizers` library with a WordPiece, Unigram or BPE model."""
-    from tokenizers import Tokenizer as Engine
-
-    raw = _read_json(path)
-    where, model, normaliser = str(path), raw.get("model", {}), raw.get("normalizer") or {}
-    kind = {"WordPiece": "wordpiece", "Unigram": "unigram", "BPE": "bpe"}.get(model.get("type"))
-    if kind is None:
-        raise UserError(f"the tokenizer is of type {model.get('type')}", where, "use WordPiece, Unigram or BPE")
-    if kind == "wordpiece":
-        vocab = model["vocab"]
-        pieces = sorted(vocab, key=vocab.get)
-        options = {
-            "strip_accents": normaliser.get("strip_accents"),
-            "do_lower_case": normaliser.get("lowercase"),
-        }
-        options["tokenize_chinese_chars"] = normaliser.get("handle_chinese_chars", True)
-        options |= {key: config[key] for key in options if key in config}
-        lower = options.pop("do_lower_case") if lowercase is None else lowercase
-        return from_vocab(pieces, where, lower, **options)
-    names = dict(zip(_ROLES, SPECIAL_NAMES, strict=True))
-    for role in _ROLES:
-        named = config.get(f"{role}_token")
-        names[role] = named["content"] if isinstance(named, dict) else named or names[role]
-    raw["pre_tokenizer"] = _with_last(
-        raw.get("pre_tokenizer"), json.loads(_keep_out(list(names.values())).__getstate__())
-    )
-    # Added tokens and their processor stay in the file, but here nothing may make a special token from text.
-    bare = raw | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-    try:
-        engine = Engine.from_str(json.dumps(bare))
-    except Exception as error:  # the library raises a bare Exception
-        raise UserError(f"the tokenizers library cannot read it ({error})", where) from None
-    vocab = engine.get_vocab()
-    special = _special(names, vocab, where)
-    identity = json.dumps([model, raw.get("normalizer"), raw["pre_tokenizer"]], sort_keys=True).encode()
-    lower = engine.normalizer is not None and engine.normalizer.normalize_str("A") == "a"
-    kept = ("tokenizer.json", json.dumps(raw, ensure_ascii=False).encode())
-    return Tokenizer(kind, engine, sorted(vocab, key=vocab.get), special, identity, kept, lower)
-
-
-def _with_last(first: dict | None, last: dict) -> dict:
-    """Two pre-tokenizers in a row; unchanged where `last` is already there."""
-    steps = first["pretokenizers"] if first and first.get("type") == "Sequence" else [first] if first else []
-    return {"type": "Sequence", "pretokenizers": steps if last in steps else [*steps, last]}
-
-
-def _special(names: dict[str, str], vocab: dict[str, int], where: str) -> Special:
+    Raises:
+        UserError: the vocabulary lacks one.
+    """
     missing = [name for name in names.values() if name not in vocab]
     if missing:
         raise UserError(
@@ -464,23 +426,9 @@ def _special(names: dict[str, str], vocab: dict[str, int], where: str) -> Specia
     return Special(**{role: vocab[name] for role, name in names.items()})
 
 
-def _wordpiece_options(engine: Engine) -> dict:
-    state = json.loads(engine.to_str())["normalizer"]
-    return {
-        "do_lower_case": state["lowercase"],
-        "strip_accents": state["strip_accents"],
-        "tokenize_chinese_chars": state["handle_chinese_chars"],
-    }
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"this is not JSON ({error})", str(path), "restore the file") from None
-    if not isinstance(raw, dict):
-        raise UserError("this is not a JSON object", str(path), "restore the file")
-    return raw
+def looks_lowercase(pieces: Sequence[str]) -> bool:
+    """Whether no piece, but those in brackets, has an ASCII capital: Google's uncased and Chinese vocabularies."""
+    return not any(re.search("[A-Z]", piece) and not re.fullmatch(r"\[.*\]|<.*>", piece) for piece in pieces)
 
 
 def _stands_alone(character: str) -> bool:

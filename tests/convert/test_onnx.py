@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,3 +174,9 @@ def test_more_than_one_file_can_hold_is_told_before_anything_is_written(tmp_path
     with pytest.raises(UserError, match="2.0 GiB do not go into one ONNX file"):
         write_onnx(tmp_path / "model.onnx", big)
     assert not list(tmp_path.iterdir())
+
+
+def test_without_onnx_the_remedy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)  # what an import of it then meets
+    with pytest.raises(UserError, match=r"onnx cannot be imported .*; pip install 'bert-jax\[onnx\]'"):
+        write_onnx(tmp_path / "model.onnx", a_model("BertModel"))

@@ -19,7 +19,7 @@ from bert_jax.errors import UserError
 from tests.artefacts import a_model
 
 KINDS = ("BertForPreTraining", "AlbertForPreTraining", "ElectraForPreTraining", "DistilBertModel")
-FILES = {"network.jax_export", "run.py", "signature.json", "weights.safetensors"}
+FILES = {"network.jax_export", "run.py", "signature.json", "network.safetensors"}
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +58,16 @@ def test_what_is_read_back_computes_what_we_compute(architecture: str, tmp_path:
 
 def test_a_fresh_process_without_bert_jax_computes_the_same(written: tuple) -> None:
     proof = prove(*written, shapes=((3, 17),))
-    assert proof.passed and proof.first_difference is None and proof.shapes == ((3, 17),)
+    assert proof.passed and proof.first_difference is None and proof.rows == 3
     assert proof.worst.keys() == {"masked_lm", "next_sentence"} and max(proof.worst.values()) < 1e-5
+    assert {path.name for path in written[0].iterdir()} == FILES
 
 
 def test_a_failed_proof_names_the_layer_where_the_weights_are_wrong(written: tuple, tmp_path: Path) -> None:
     write_stablehlo(tmp_path / "out", written[1])
-    weights = load_file(tmp_path / "out/weights.safetensors")
+    weights = load_file(tmp_path / "out/network.safetensors")
     weights["layers/mlp/up/kernel"][1] *= 1.01  # the second layer of three
-    save_file(weights, tmp_path / "out/weights.safetensors")
+    save_file(weights, tmp_path / "out/network.safetensors")
     proof = prove(tmp_path / "out", written[1], shapes=((3, 17),))
     assert not proof.passed and proof.first_difference == "layer 2"  # layer 0: the embeddings
     assert proof.worst["layer 1"] < 1e-5 < proof.worst["layer 2"]
@@ -74,7 +75,7 @@ def test_a_failed_proof_names_the_layer_where_the_weights_are_wrong(written: tup
 
 def test_weights_are_an_argument_under_our_paths_and_of_the_class_alone(written: tuple, tmp_path: Path) -> None:
     folder, loaded = written
-    weights = load_file(folder / "weights.safetensors")
+    weights = load_file(folder / "network.safetensors")
     assert sum(array.size for array in weights.values()) == sum(leaf.size for leaf in jax.tree.leaves(loaded.params))
     np.testing.assert_array_equal(weights["layers/mlp/up/kernel"], loaded.params["layers"]["mlp"]["up"]["kernel"])
     assert len(exported_network(a_model("BertModel")).serialize()) < 60_000  # as much whatever the widths are
@@ -87,7 +88,7 @@ def test_the_network_is_for_every_platform_and_any_rows_up_to_the_table(written:
     assert exported.platforms == PLATFORMS == ("cpu", "cuda", "rocm", "tpu")
     told = json.loads((written[0] / "signature.json").read_text())
     assert told["calling_convention"] == exported.calling_convention_version and told["positions"] == 48
-    weights = load_file(written[0] / "weights.safetensors")
+    weights = load_file(written[0] / "network.safetensors")
     with pytest.raises(ValueError):  # by the network itself, whoever calls it
         exported.call(weights, ones(1, 49))
 
@@ -126,6 +127,6 @@ def test_what_is_there_is_not_replaced_and_broken_files_are_told(written: tuple,
     assert (tmp_path / "file").read_text() == "mine"
     for name in FILES:
         (tmp_path / name).write_bytes((written[0] / name).read_bytes())
-    (tmp_path / "weights.safetensors").write_bytes(b"junk")
+    (tmp_path / "network.safetensors").write_bytes(b"junk")
     with pytest.raises(UserError, match="run.py failed .*; export it again"):
         prove(tmp_path, written[1], shapes=((1, 5),))
