@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bert_jax.config import BertConfig, preset
+from bert_jax.config import BertConfig, ModelSettings, preset
 from bert_jax.cost import Work, work
 
 VOCABULARY = 30522
@@ -31,15 +31,21 @@ class Case:
         return SEQUENCES if self.packed else 1
 
     @property
+    def vocabulary(self) -> int:
+        return 1100 if self.preset == "tiny" else VOCABULARY
+
+    @property
     def predictions(self) -> int:
         """Places for masked tokens in a row: those of google-research/bert, or 15 % of a full row and the roundings."""
         share = {128: 20, 512: 76}.get(self.length, self.length // 6)
         return share + (4 if self.packed else 0)
 
     def config(self, **overrides: object) -> BertConfig:
-        """The network; attention dropout 0, as fused attention wants it, hidden dropout 0.1."""
+        """The network; attention dropout 0, as fused attention wants it, hidden dropout 0.1. "tiny" is smaller here."""
         settings = {"attention_dropout": 0.0, "activation": "gelu_tanh", "positions": max(self.length, 512)}
-        return preset(self.preset, VOCABULARY, **{**settings, **overrides})
+        settings |= {"vocab_multiple": ModelSettings().vocab_multiple}
+        settings |= {"layers": 1, "width": 64, "feed_forward": 128} if self.preset == "tiny" else {}
+        return preset(self.preset, self.vocabulary, **{**settings, **overrides})
 
 
 CASES = {
@@ -82,13 +88,13 @@ def make_batch(case: Case, seed: int = 0) -> tuple[dict[str, np.ndarray], Work]:
         start = used = 0
         for number, length in enumerate(map(int, lengths)):
             end = start + length
-            batch["input_ids"][row, start:end] = rng.integers(1000, VOCABULARY, length)
+            batch["input_ids"][row, start:end] = rng.integers(1000, case.vocabulary, length)
             batch["segment_ids"][row, start + length // 2 : end] = 1
             batch["position_ids"][row, start:end] = np.arange(length)
             batch["sequence_ids"][row, start:end] = number + 1
             chosen = min(max(round(0.15 * length), 1), case.predictions - used)
             batch["mlm_positions"][row, used : used + chosen] = rng.choice(np.arange(start, end), chosen, replace=False)
-            batch["mlm_labels"][row, used : used + chosen] = rng.integers(1000, VOCABULARY, chosen)
+            batch["mlm_labels"][row, used : used + chosen] = rng.integers(1000, case.vocabulary, chosen)
             batch["mlm_weights"][row, used : used + chosen] = 1
             batch["cls_positions"][row, number] = start
             batch["nsp_labels"][row, number] = rng.integers(2)

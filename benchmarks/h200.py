@@ -1,7 +1,7 @@
 """One accelerator in ten minutes: where the time of a training step goes, a JSON line a result.
 
     python -m benchmarks.h200 --out OUT --cache CACHE      # ten minutes on one H100 or H200
-    python -m benchmarks.h200 --tiny                       # every line of it, on a CPU, in about two
+    python -m benchmarks.h200 --tiny                       # every line of it, on a CPU, in a minute or two
     python -m benchmarks.h200 --only versions,steps:base   # some parts, by what their names begin with
 
 Each part runs in a process of its own (one after the other, since a crashed kernel takes its process along) and every
@@ -150,7 +150,7 @@ def ceilings(setting: Setting) -> Iterator[Line]:
     pairs = ((768, 768), (768, 2304), (768, 3072), (3072, 768), (1024, 4096), (4096, 1024))
     shapes = [("square", side, side, side)]
     shapes += [("layer", tokens, *pair) for pair in pairs[: setting.size(len(pairs), 1)]]
-    shapes += [("head", predictions, 768, wide) for wide in (VOCABULARY, 30592)[: setting.size(2, 1)]]
+    shapes += [("head", predictions, 768, wide) for wide in ((1100,) if setting.tiny else (VOCABULARY, 30592))]
     product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.bfloat16))
     for name, m, k, n in shapes:
         for way, left, right in (("forward", (m, k), (k, n)), ("dX", (m, n), (n, k)), ("dW", (k, m), (m, n))):
@@ -339,19 +339,19 @@ def head(setting: Setting) -> Iterator[Line]:
     import optax
 
     from bert_jax import cost
-    from bert_jax.config import TrainSettings, preset
+    from bert_jax.config import TrainSettings
     from bert_jax.model import bert
     from bert_jax.train.loss import cross_entropy
     from bert_jax.train.optimizer import make_optimizer
 
-    size = "tiny" if setting.tiny else "base"
+    case = Case("tiny" if setting.tiny else "base", setting.size(128, 32), setting.size(512, 4))
     rows, length, places = setting.size(512, 4), setting.size(128, 32), setting.size(20, 4)
-    for vocabulary in (VOCABULARY, 30592):
-        config = preset(size, vocabulary, attention_dropout=0.0)
+    for multiple in (1, 128):
+        config = case.config(vocab_multiple=multiple)
         params = jax.jit(partial(bert.init, config))(jax.random.key(0))
         hidden = normal(1, rows, length, config.width)
         positions = jax.random.randint(jax.random.key(2), (rows, places), 0, length)
-        labels = jax.random.randint(jax.random.key(3), (rows, places), 0, vocabulary)
+        labels = jax.random.randint(jax.random.key(3), (rows, places), 0, config.vocab_size)
         for logits_dtype in ("float32", "bfloat16"):
 
             def loss(
@@ -366,11 +366,11 @@ def head(setting: Setting) -> Iterator[Line]:
                 took = seconds(jax.jit(jax.grad(loss, (0, 1))), *inputs, repeats=setting.repeats)
                 return {"both_ms": round(took * 1e3, 4)}
 
-            yield attempt({"item": "head", "vocabulary": vocabulary, "logits": logits_dtype}, measure)
+            yield attempt({"item": "head", "rows": config.vocab_rows, "logits": logits_dtype}, measure)
         del params, hidden, inputs
 
     for size, optimizer in (("tiny", "lamb"),) if setting.tiny else (("base", "adamw"), ("large", "lamb")):
-        config = preset(size, VOCABULARY)
+        config = Case(size, 128, 1).config()
 
         def measure(config: Any = config, optimizer: str = optimizer) -> Line:
             tx = make_optimizer(TrainSettings(optimizer=optimizer))

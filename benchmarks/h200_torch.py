@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.cases import CASES, TINY, VOCABULARY, Case, make_batch
+from benchmarks.cases import CASES, TINY, Case, make_batch
 from benchmarks.h200 import attempt
 from bert_jax import cost
 
@@ -29,7 +29,7 @@ def make_step(case: Case, masked: bool, compiled: bool, device: str) -> tuple[An
 
     config = case.config()
     settings = transformers.BertConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=case.vocabulary,
         hidden_size=config.width,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,

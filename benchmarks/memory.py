@@ -4,21 +4,24 @@
 
 Each row is a process with so many virtual CPU devices, that compiles the real step for abstract arrays; nothing is
 allocated. `state` is parameters, moments and counts by their shapes and places, `arguments` what XLA counts for them
-and the batch, `temporary` what it needs beside: gradients, activations, gathered parameters. A row of the table a
-device keeps the same rows of the batch (--rows), so that what falls is what sharding saves.
+and the batch, `temporary` what it needs beside: gradients, activations, gathered parameters. `plan` is what
+`bert-jax plan` tells of both together, and `off` how far that is from XLA's sum. A row of the table a device keeps the
+same rows of the batch (--rows), so that what falls is what sharding saves.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from typing import Any
 
-MEASURES = ("state", "arguments", "temporary")
+import numpy as np
+
+MEASURES = ("state", "arguments", "temporary", "plan")
 
 
 def main() -> None:
@@ -44,14 +47,16 @@ def main() -> None:
         print(json.dumps(measure(options, options.one)))
         return
     if not options.json:
-        print(f"{'devices':>8}  {'mesh':<12}" + "".join(f"{name + ', MB':>16}" for name in MEASURES))
+        print(f"{'devices':>8}  {'mesh':<12}" + "".join(f"{name + ', MB':>16}" for name in MEASURES) + "     off")
     for devices in options.devices:
         row = in_a_process(devices)
         if options.json:
             print(json.dumps(row), flush=True)
         else:
             mesh = "×".join(map(str, row["mesh"].values()))
-            print(f"{devices:>8}  {mesh:<12}" + "".join(f"{row[name] / 1e6:>16,.1f}" for name in MEASURES), flush=True)
+            sizes = "".join(f"{row[name] / 1e6:>16,.1f}" for name in MEASURES)
+            off = row["plan"] / (row["arguments"] + row["temporary"]) - 1
+            print(f"{devices:>8}  {mesh:<12}{sizes}{off:>+8.1%}", flush=True)
 
 
 def in_a_process(devices: int) -> dict[str, Any]:
@@ -65,57 +70,45 @@ def in_a_process(devices: int) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace, devices: int) -> dict[str, Any]:
     """Compile the step for this many devices and read off what one of them needs, in bytes."""
-    import jax  # noqa: PLC0415  (in the process that has the devices)
 
-    from bert_jax.config import Stage, TrainSettings, preset  # noqa: PLC0415
-    from bert_jax.model import bert  # noqa: PLC0415
+    from bert_jax import footprint  # noqa: PLC0415
+    from bert_jax.config import ModelSettings, Recipe, TrainSettings  # noqa: PLC0415
     from bert_jax.train import sharding  # noqa: PLC0415
-    from bert_jax.train.loss import make_pretraining_loss, weigh  # noqa: PLC0415
-    from bert_jax.train.optimizer import make_optimizer, make_schedule  # noqa: PLC0415
-    from bert_jax.train.step import init_state, make_train_step  # noqa: PLC0415
 
     settings = TrainSettings(
-        optimizer=options.optimizer, dtype=options.dtype, scan="off" if options.unroll else "on", remat=options.remat
+        optimizer=options.optimizer,
+        dtype=options.dtype,
+        scan="off" if options.unroll else "on",
+        remat=options.remat,
+        shard_optimizer=options.shard_optimizer,
     )
-    overrides = {"layers": options.layers} if options.layers else {}
-    config = preset(options.preset, 30522, **overrides)
+    recipe = Recipe(ModelSettings(options.preset, layers=options.layers), train=settings)
+    config = recipe.model.bert(30522)
     tensor, data = min(options.tensor, devices), min(options.data, devices)
     mesh = sharding.make_mesh(data, devices // (data * tensor), tensor)
-    tx = make_optimizer(settings)
-    shapes = jax.eval_shape(lambda key: init_state(bert.init(config, key), tx), jax.random.key(0))
-    places = sharding.state_shardings(mesh, bert.axes(config), shapes, options.shard_optimizer)
-    state = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
-    step = make_train_step(
-        make_pretraining_loss(config, settings.execution), weigh, tx, make_schedule([Stage()]), seed=0
-    )
-    batch = abstract_batch(options.rows * devices // tensor, options.length, sharding.rows(mesh))
-    with sharding.on(mesh):
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
-        compiled = jitted.lower(state, batch).compile()
+    rows, row = options.rows * devices // tensor, one_row(options.length)
+    compiled = footprint.lower(config, recipe, mesh, rows, 1, row, "cpu").compile()
     analysis = compiled.memory_analysis()
-    held = [math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)]
+    planned = footprint.footprint(config, recipe, mesh, rows, 1, row)
     return {
         "devices": devices,
         "mesh": dict(mesh.shape),
-        "state": sum(held),
+        "state": footprint.local_bytes(footprint.place(mesh, config, recipe)),
         "arguments": analysis.argument_size_in_bytes,
         "temporary": analysis.temp_size_in_bytes,
+        "plan": planned.total,
+        "planned": asdict(planned),
     }
 
 
-def abstract_batch(rows: int, length: int, place: Any) -> dict[str, Any]:
+def one_row(length: int) -> dict[str, np.ndarray]:
     """What the loader gives, with as many predictions as the reference makes of a row this long."""
-    import jax  # noqa: PLC0415
-    import jax.numpy as jnp  # noqa: PLC0415
-
     predictions = -(-15 * length // 100)
     tokens = dict.fromkeys(("input_ids", "segment_ids", "position_ids", "sequence_ids"), length)
     chosen = dict.fromkeys(("mlm_positions", "mlm_labels", "mlm_weights"), predictions)
     pairs = dict.fromkeys(("cls_positions", "nsp_labels", "nsp_weights"), 1)
     return {
-        name: jax.ShapeDtypeStruct(
-            (rows, width), jnp.float32 if name.endswith("weights") else jnp.int32, sharding=place
-        )
+        name: np.zeros((1, width), np.float32 if name.endswith("weights") else np.int32)
         for name, width in (tokens | chosen | pairs).items()
     }
 

@@ -71,8 +71,9 @@ def open_model(path: str | os.PathLike, step: int | None = None, drop: Sequence[
     path = Path(path)
     if not (path / "recipe.toml").is_file() or huggingface.is_directory(path):
         return open_foreign(path, drop)
-    params, _ = load_params(path, step)
-    loaded = Loaded(load_config(path), params, Tokenizer.load(path / "tokenizer"))
+    params, step = load_params(path, step)
+    config, params = bert.unpadded(load_config(path), params)
+    loaded = Loaded(config, params, Tokenizer.load(path / "tokenizer"), step=step)
     check_tokenizer(loaded, str(path))
     return loaded
 

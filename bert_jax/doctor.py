@@ -25,12 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.advice import Finding, examine_recipe, examine_split, usual_rate
-from bert_jax.config import Recipe, Stage, digest, load_recipe
+from bert_jax.config import Recipe, Stage, digest, load_recipe, with_data, with_steps
 from bert_jax.data.batching import padded
 from bert_jax.data.feed import to_devices
 from bert_jax.data.loader import open_dataset
+from bert_jax.data.stages import check_stages, manifest_digests, open_stages
 from bert_jax.errors import UserError, counted
 from bert_jax.model import bert
+from bert_jax.store import rundir
 from bert_jax.store.checkpoint import Checkpoints
 from bert_jax.store.rundir import PACKAGES
 from bert_jax.text.manifest import NAME as MANIFEST
@@ -97,11 +99,13 @@ def checks(recipe: Recipe | None, data: Path | None, run: Path | None, quick: bo
     ]
     if run:
         asked += [("paths", partial(paths, run)), ("checkpoint", partial(checkpoint, run))]
-    if run and recipe:
-        asked.append(("space", partial(space, recipe, list(places), run)))
     for path in places:
         for split in ("train", "heldout"):
             asked.append((f"data {len(asked)}", partial(examine_split, path, split)))
+    if run and recipe:
+        asked.append(("space", partial(space, recipe, list(places), run)))
+    if run and recipe and data:
+        asked.append(("run", partial(continued, recipe, data, run)))
     if recipe:
         asked += [("mesh", partial(divisions, recipe)), ("recipe", partial(settings, recipe, places))]
         if not quick and places:
@@ -129,6 +133,7 @@ def examine(asked: list[tuple[str, Check]]) -> Iterator[Finding]:
         UserError: a process does not come to a check; it is named.
     """
     barred = ""
+    failed: set[str] = set()  # one fault may stop several checks, which need not all tell of it
     for name, check in asked:
         if name == barred:
             continue
@@ -144,6 +149,10 @@ def examine(asked: list[tuple[str, Check]]) -> Iterator[Finding]:
             for finding in findings:
                 who.setdefault(Finding(**finding), []).append(process)
         for finding, found_by in who.items():
+            if finding.state == "fail":
+                if finding.what in failed:
+                    continue
+                failed.add(finding.what)
             alone = len(found_by) < len(told)
             names = processes.numbered(found_by, processes.roll_call()) + ": " if alone else ""
             yield replace(finding, what=names + finding.what)
@@ -367,6 +376,16 @@ def space(recipe: Recipe, places: list[Path], run: Path) -> list[Finding]:
 
 
 # -------------------------------------------------------------------------------------------------------- recipe
+
+
+def continued(recipe: Recipe, data: Path, run: Path) -> list[Finding]:
+    """Whether the run directory is free, or holds this very run."""
+    stages = open_stages(with_data(recipe, str(data)))
+    recipe = with_steps(recipe, [stage.settings.steps for stage in stages])
+    config, manifests = check_stages(recipe, stages), [sha256 for _, sha256 in manifest_digests(stages)]
+    if not rundir.holds(run, recipe, config, manifests):
+        return [Finding("ok", "run", f"{run} is free for a new run")]
+    return [Finding("ok", "run", f"{run} holds a run of this recipe on these shards, which would go on")]
 
 
 def divisions(recipe: Recipe) -> list[Finding]:

@@ -127,7 +127,7 @@ def footprint(
     # fsdp gathers a layer at a time, but the word table and its gradient stand whole while the head is at work
     width = jnp.dtype(recipe.train.dtype).itemsize
     layer = 4 * config.width**2 + 2 * config.width * config.feed_forward
-    gathered = (config.vocab_size * config.width * (width + 4) + layer * width) if mesh.shape["fsdp"] > 1 else 0
+    gathered = (config.vocab_rows * config.width * (width + 4) + layer * width) if mesh.shape["fsdp"] > 1 else 0
     # the update begins when activations are gone: the larger of the two phases counts
     backward = activations + gathered
     update = int(UPDATE[recipe.train.optimizer] * params)

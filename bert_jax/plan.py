@@ -394,17 +394,15 @@ def lines(plan: Plan, target: Accelerator | None, args: argparse.Namespace) -> l
     if target is None:
         peak = of_kind(jax.devices()[0].device_kind)
         at = f", {plan.flops / hours / 3600 / plan.devices / peak.tflops / 1e12:.0%} of its peak" if peak else ""
-        out.append(
-            f"{_hours(hours)} hours here, from a few steps of few rows{at}; larger batches do better on accelerators"
-        )
+        out.append(f"{_time(hours)} here, from a few steps of few rows{at}; larger batches do better on accelerators")
     else:
         useful = plan.flops / (hours * 3600 * plan.devices * target.tflops * 1e12)
         out.append(
-            f"{_hours(hours)} hours on {plan.devices} × {name}, assuming {args.mfu:.0%} of the peak on full rows"
+            f"{_time(hours)} on {plan.devices} × {name}, assuming {args.mfu:.0%} of the peak on full rows"
             f" ({useful:.0%} counting useful tokens alone)"
         )
-        others = ", ".join(f"{n} {_hours(h)}" for n, h in plan.hours.items() if n != name)
-        out.append(f"as many others at the same share, hours: {others}")
+        others = ", ".join(f"{n} {_time(h)}" for n, h in plan.hours.items() if n != name)
+        out.append(f"as many others at the same share: {others}")
     if args.price_hour:
         out.append(f"price: {hours * plan.devices * args.price_hour:,.0f} at {args.price_hour:g} a device and hour")
     return out + [f"note: {warning}" for warning in plan.warnings]
@@ -426,8 +424,13 @@ def _lowered(stage: StagePlan) -> list[str]:
     return out
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"
+def _time(hours: float) -> str:
+    """12.34 → "12.3 hours", 0.5 → "30 minutes", 1e-9 → "less than 2 seconds"."""
+    if hours >= 1:
+        return f"{hours:,.1f} hours"
+    if hours * 60 >= 2:
+        return f"{hours * 60:.0f} minutes"
+    return f"{hours * 3600:.0f} seconds" if hours * 3600 >= 2 else "less than 2 seconds"
 
 
 def _short(number: float) -> str:

@@ -7,10 +7,10 @@ carried over: order, masks, dropout and learning rate are functions of it.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -25,7 +25,7 @@ from bert_jax import cost, flags
 from bert_jax.config import BertConfig, Recipe, digest, load_recipe, with_data, with_steps
 from bert_jax.data.feed import ahead, noting, to_devices, until_error
 from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches
-from bert_jax.data.stages import OpenStage, check_stages, open_stages
+from bert_jax.data.stages import OpenStage, check_stages, manifest_digests, open_stages
 from bert_jax.errors import UserError, counted
 from bert_jax.model import attention, bert
 from bert_jax.store import rundir
@@ -111,9 +111,8 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     if recipe.train.evaluate_batch:
         sharding.check_batch(mesh, recipe.train.evaluate_batch, 1, "train.evaluate_batch")
     first = jax.process_index() == 0
-    folders = [folder for s in stages for folder in (s.path, s.replayed) if folder]
-    manifests = [hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest() for folder in folders]
-    provenance = rundir.describe(digest(recipe), manifests, dict(mesh.shape))
+    manifests = manifest_digests(stages)
+    provenance = rundir.describe(digest(recipe), [sha256 for _, sha256 in manifests], dict(mesh.shape))
     provenance["flags"] = flags.recorded(os.environ)
     sources = [stage.path for stage in stages]
     held: list[TextIO] = []  # as long as this is alive, nobody else trains here
@@ -132,6 +131,8 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         processes.on_first_process(partial(rundir.clear_torn, run_dir))
         jax.config.update("jax_compilation_cache_dir", str(run_dir.absolute() / "compiled"))
+    # a run goes on without it, and tells of a full disk itself
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
@@ -173,7 +174,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     report = Reporter(run_dir, recipe.report, sizes, clock, done, first)
     picture = Picture(run_dir, report.say)
     profile = Profile(run_dir, recipe.report, report.say, first)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    parameters = cost.parameters(config)
     platform = jax.devices()[0].platform
     report.say(
         f"{parameters:,} parameters on {counted(mesh.size, platform + ' device')}, "
@@ -252,7 +253,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
             known = {
                 "seed": recipe.train.seed,
                 "masking": recipe.data.masking,
-                "manifest": manifests[folders.index(stage.path)],
+                "manifest": dict(manifests)[stage.path],
             }
             if first:
                 kept = bundles.note(row, pending.batch.records, pending.batch.rows, known)
@@ -335,7 +336,8 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
             with clock.timed("saving"):
                 checkpoints.finish(step)
         stopped = f"stopped after step {step:,}{', saved' if saves else ''}; the same command continues"
-        report.say("done" if finished else stopped)
+        if step or not unread:  # data that could not be read from the first step on have their own sentence
+            report.say("done" if finished else stopped)
 
     # --------------------------------------------------------------------------------------------------- the end
     if first and step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from bert_jax.data.stages import check_stages, open_stages
 from bert_jax.errors import UserError
 from bert_jax.model import attention, bert
 from bert_jax.store.checkpoint import Checkpoints, Damaged
+from bert_jax.store.rundir import load_config
 from bert_jax.train import sharding
 from bert_jax.train.loss import Batch, LossFn, make_pretraining_loss, weigh
 from bert_jax.train.optimizer import make_optimizer, make_schedule
@@ -41,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     recipe = with_steps(recipe, [stage.settings.steps for stage in stages])
     if not 0 < args.step <= recipe.steps:
         raise UserError(f"there is no step {args.step}", str(args.run), f"give one from 1 to {recipe.steps}")
-    config = check_stages(recipe, stages)
+    # a run of before that setting has no row for padding
+    config = replace(check_stages(recipe, stages), vocab_multiple=load_config(args.run).vocab_multiple)
     mesh = sharding.make_mesh(recipe.train.mesh_data, recipe.train.mesh_fsdp, recipe.train.mesh_tensor)
     execution, _ = attention.choose(
         recipe.train.attention,

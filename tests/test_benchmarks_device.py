@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cases import CASES, TINY, Case, make_batch
-from benchmarks.h200 import attempt, run_apart
+from benchmarks.h200 import Setting, attempt, parts, run_apart
 from benchmarks.kernels import Kernel, kind, summarise
 
 ROOT = Path(__file__).parents[1]
@@ -95,11 +95,17 @@ def test_a_process_that_dies_or_hangs_is_told() -> None:
     assert lines[-1] == {"part": "x", "error": "killed after 1 s"}
 
 
-def test_the_command_writes_a_json_line_a_result(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.h200", "--only", "versions", "--out", str(tmp_path)]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+def test_the_whole_plan_writes_a_json_line_a_result(tmp_path: Path) -> None:
+    """Every part, as small as it gets, each line there as soon as it is known; what fails would be a line too."""
+    command = [sys.executable, "-m", "benchmarks.h200", "--tiny", "--out", str(tmp_path), "--cache", str(tmp_path)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and not [line for line in lines if "error" in line], done.stdout + done.stderr
+    assert {line["part"] for line in lines} == {*parts(Setting(tiny=True, out=None)), "flags"}
     assert lines[0]["part"] == "versions" and lines[0]["platform"] == "cpu" and "jaxlib" in lines[1]
     assert (tmp_path / "results.jsonl").read_text().splitlines() == done.stdout.splitlines()
+    assert (tmp_path / "tiny@32.xplane.pb").exists()
+    steps = [line for line in lines if line.get("item") == "step"]
+    assert {line["case"] for line in steps} == set(TINY) and all(6 < line["loss"] < 8 for line in steps)

@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ import pytest
 
 from bert_jax.advice import usual_rate
 from bert_jax.cli import main
-from bert_jax.config import load_recipe
+from bert_jax.config import load_recipe, with_data
+from bert_jax.data.stages import check_stages, manifest_digests, open_stages
+from bert_jax.store import rundir
 from bert_jax.text.features import Records, RecordSpec
 from bert_jax.text.manifest import ShardInfo, load_manifest, write_manifest
 from bert_jax.text.records import open_shard, write_shard
@@ -81,8 +84,8 @@ def test_in_a_healthy_world_every_line_is_ok(
     assert status == 0 and {one["state"] for one in found[1:]} == {"ok"}, found
     subjects = [one["subject"] for one in found]
     assert subjects == [
-        *("devices", "hosts", "clock", "collectives", "paths", "checkpoint", "space"),
-        *("data train", "data heldout", "mesh", "recipe", "one batch"),
+        *("devices", "hosts", "clock", "collectives", "paths", "checkpoint"),
+        *("data train", "data heldout", "space", "run", "mesh", "recipe", "one batch"),
     ]
     assert "learned by heart" in found[-1]["what"]
     assert not (tmp_path / "runs").exists()  # nothing is left behind
@@ -102,6 +105,32 @@ def test_a_run_that_stands_keeps_its_files(
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     assert doctor(capsys, "--run", tmp_path)[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_run_directory_tells_whose_it_is(
+    healthy: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    recipe, data = healthy
+    stages = open_stages(with_data(load_recipe(recipe), str(data)))
+    digests = [sha256 for _, sha256 in manifest_digests(stages)]
+    begun, run = load_recipe(recipe), tmp_path / "run"
+    rundir.open_run(run, begun, check_stages(begun, stages), [data], {"manifests": digests})
+
+    ask = partial(doctor, capsys, recipe, "--data", data, "--run", run, "--quick", "--set=stage.0.batch=16")
+    line(ask()[1], "fail", "run", f"{run}: this run was begun with stage.0.batch = 8, not 16")
+    found = ask("--set=stage.0.batch=8")[1]
+    line(found, "ok", "run", "holds a run of this recipe on these shards")
+    line(ask("--set=stage.0.batch=8", "--set=model.vocab_multiple=64")[1], "fail", "run", "128 rows, not 64")
+    other = write_data(tmp_path / "other", seed=5)
+    found = doctor(capsys, recipe, "--data", other, "--run", run, "--quick", "--set=stage.0.batch=8")[1]
+    line(found, "fail", "run", "this run began on other shards")
+
+
+def test_a_missing_manifest_is_told_once(
+    healthy: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    status, found = doctor(capsys, healthy[0], "--data", tmp_path, "--run", tmp_path / "run")
+    assert status == 1 and [one["subject"] for one in found if one["state"] == "fail"] == ["data"], found
 
 
 # -------------------------------------------------------------------------------------------------------- broken

@@ -159,10 +159,12 @@ def test_a_truncated_checkpoint_is_told_and_the_one_before_taken(world: World, t
 
 def test_a_full_disk_is_told_until_a_limit(world: World, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    full = world.start(run, "--fault=disk@5", "--set=checkpoint.failures=2", "--set=report.seconds=0")
+    command = world.command(run, "--fault=disk@5", "--set=checkpoint.failures=2", "--set=report.seconds=0")
+    full = bert_jax(*command, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "compiled"))  # which has no room either
     assert "step 8 could not be saved (File too large): training goes on, and ends after 2 failures" in full.stdout
     assert full.returncode == 1 and "Traceback" not in full.stderr, full.stderr
     assert full.stderr.count("metrics.jsonl: cannot be written (File too large)") == 1
+    assert "Warning" not in full.stderr, full.stderr
     assert "a checkpoint cannot be written (File too large), 2 times in a row" in full.stderr.splitlines()[-1]
     assert steps(run) == [4]
     world.finish(run)
@@ -185,6 +187,18 @@ def test_a_corrupt_shard_in_the_middle_of_an_epoch_keeps_what_was_trained(world:
     shard.write_bytes(whole)
     assert world.start(run, data=data).returncode == 0
     assert differences(world.straight, run) == []
+
+
+def test_data_that_cannot_be_read_from_the_first_step_on_are_one_sentence(world: World, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(world.data, data)
+    for shard in data.glob("train-*.tfrecord"):
+        whole = bytearray(shard.read_bytes())
+        whole[60::100] = bytes(byte ^ 1 for byte in whole[60::100])
+        shard.write_bytes(whole)
+    done = world.start(tmp_path / "run", data=data)
+    assert_one_sentence(done, "checksum")
+    assert "stopped" not in done.stdout and steps(tmp_path / "run") == []
 
 
 def test_a_step_that_is_not_finite_leaves_what_replays_it(world: World, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from bert_jax import cli, cost, footprint
 from bert_jax.config import BertConfig, Execution, Recipe, load_recipe, preset, with_data
 from bert_jax.data.loader import open_dataset
 from bert_jax.model import bert
-from bert_jax.plan import Plan, make_plan, open_stage
+from bert_jax.plan import Plan, _time, make_plan, open_stage
 from bert_jax.train import sharding
 from bert_jax.train.loss import make_pretraining_loss, weigh
 from tests.world import LENGTH, write_data
@@ -152,10 +152,21 @@ def test_the_table_and_its_json(recipe_file: Path, data: Path, capsys: pytest.Ca
     assert cli.main([*command, "--device", "v6e", "--devices", "8", "--hosts", "2"]) == 0
     text = capsys.readouterr().out
     assert "8 devices in 2 hosts, v6e (918 TFLOP/s bfloat16, 32 GiB); mesh data 8 × fsdp 1 × tensor 1" in text
-    assert "hours on 8 × v6e, assuming 45% of the peak on full rows" in text and "price: " in text
+    assert "less than 2 seconds on 8 × v6e, assuming 45% of the peak on full rows" in text and "price: " in text
     assert cli.main([*command, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["stages"][0]["steps"] == 6 and set(told["hours"]) == set(cost.ACCELERATORS)
+
+
+def test_times_are_told_in_units_that_fit_them() -> None:
+    told = {
+        1234.56: "1,234.6 hours",
+        1.0: "1.0 hours",
+        0.5: "30 minutes",
+        0.01: "36 seconds",
+        1e-9: "less than 2 seconds",
+    }
+    assert {hours: _time(hours) for hours in told} == told
 
 
 def test_this_machine_is_timed(recipe_file: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

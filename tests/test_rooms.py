@@ -28,7 +28,10 @@ NOUNS = {
     "advice": {"config", "data", "errors", "text"},
     "data_prep": {"text", "config", "errors"},
 }
-VERBS = {"pretrain", "plan", "doctor", "evaluate", "replay", "report", "compare", "exchange", "fill_mask", "vocabulary"}
+VERBS = {
+    *("pretrain", "plan", "doctor", "evaluate", "replay", "report", "compare"),
+    *("export", "import_model", "vocabulary", "fill_mask"),
+}
 MAY = {
     **NOUNS,
     **dict.fromkeys(VERBS, (NOUNS.keys() - {"data_prep"}) | {"api"}),
@@ -49,6 +52,8 @@ LIBRARIES = {
     "tokamax": {"model"},
     "tokenizers": {"text", "data_prep"},
     "sentencepiece": {"text", "data_prep"},
+    "onnx": {"convert"},
+    "onnxruntime": {"convert"},  # to prove an export
     "torch": {"convert"},  # to prove a conversion, where installed
     "transformers": {"convert"},
     "tensorflow": set(),

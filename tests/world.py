@@ -169,9 +169,14 @@ def flags(devices: int) -> str:
     return f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
 
 
-def bert_jax(*arguments: object, devices: int = 1, largest_file: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, perhaps where files cannot grow beyond so many bytes."""
-    environment = {**os.environ, "XLA_FLAGS": flags(devices), "JAX_PLATFORMS": "cpu"}
+def bert_jax(
+    *arguments: object, devices: int = 1, largest_file: int = 0, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, perhaps where files cannot grow beyond so many bytes.
+
+    `more` are variables of its environment.
+    """
+    environment = {**os.environ, "XLA_FLAGS": flags(devices), "JAX_PLATFORMS": "cpu", **more}
     command = [sys.executable, "-m", "bert_jax.cli", *map(str, arguments)]
     if largest_file:
         command = [sys.executable, "-c", _LIMITED, str(largest_file), *command]

@@ -22,12 +22,15 @@ PROVENANCE = "provenance.json"
 
 
 @contextmanager
-def whole_directory(out: Path, force: bool, provenance: Mapping[str, Any]) -> Iterator[Path]:
+def whole_directory(
+    out: Path, force: bool, provenance: Mapping[str, Any], extra: Mapping[str, str] | None = None
+) -> Iterator[Path]:
     """A folder beside `out` that takes its place at the end; on any error nothing has changed.
 
     Args:
         force: replace what an earlier export left at `out`; anything else there is never touched.
         provenance: where the weights come from, written into the folder.
+        extra: texts of further files by name.
 
     Raises:
         UserError: `out` exists and may not be replaced, or nothing can be written there.
@@ -44,6 +47,8 @@ def whole_directory(out: Path, force: bool, provenance: Mapping[str, Any]) -> It
         folder.chmod(0o777 & ~_umask())
         write_json(folder / PROVENANCE, dict(provenance))
         yield folder
+        for name, text in (extra or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
         old = folder.with_name(folder.name + ".old")
         if out.exists():
             os.replace(out, old)

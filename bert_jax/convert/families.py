@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bert_jax.config import BertConfig
-from bert_jax.convert.names import ALBERT, DISTILBERT, ELECTRA, HUGGING_FACE, Row
+from bert_jax.convert.names import ALBERT, DISTILBERT, ELECTRA, HUGGING_FACE, Row, of_parts
 from bert_jax.errors import UserError
 
 # transformers' activation names. "gelu_new" and "gelu_pytorch_tanh" are one formula, written twice there.
@@ -61,7 +61,7 @@ class Family:
     def rows_of(self, config: BertConfig, parts: Iterable[str], prefixed: bool = True) -> tuple[Row, ...]:
         """The rows of these parts for this network, under the names of a class that has them."""
         absent = {"embeddings/segment"} if not config.segments else set()
-        rows = [row for row in self.rows if row.path.split("/")[0] in set(parts) and row.path not in absent]
+        rows = [row for row in of_parts(self.rows, parts) if row.path not in absent]
         if not config.embedding:
             rows = [row for row in rows if not row.path.startswith("embeddings/project/")]
         return tuple(row if prefixed else replace(row, foreign=row.foreign.removeprefix(self.prefix)) for row in rows)

@@ -10,21 +10,26 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from bert_jax.config import BertConfig
 from bert_jax.convert.directory import read_json, whole_directory, write_json, write_tensors
 from bert_jax.convert.families import Family, Kind, config_from_json, config_to_json, family_of
+from bert_jax.convert.flax_msgpack import read_flax
 from bert_jax.convert.loaded import Loaded
-from bert_jax.convert.names import Params, Tensors, from_foreign, to_foreign
+from bert_jax.convert.names import Params, Tensors, from_foreign, parts_in, to_foreign
+from bert_jax.convert.safetensors_file import read_safetensors
+from bert_jax.convert.torch_pickle import read_torch
 from bert_jax.errors import UserError, counted
 from bert_jax.text.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+READERS = {WEIGHTS: read_safetensors, "pytorch_model.bin": read_torch, "flax_model.msgpack": read_flax}
+ENDS = ("", ".index.json")  # of one file, or of the list of several
 
 # --------------------------------------------------------------------------------------------------- writing
 
@@ -90,18 +95,22 @@ def write(
             str(out),
             "give the tokenizer that the model was trained with",
         )
-    tree = config_to_json(config, chosen.architecture, tokenizer.special.pad)
     parts = {name: tree for name, tree in loaded.params.items() if name in chosen.parts}
     rows = family_of(loaded.architecture).rows_of(config, parts, chosen.prefixed)
     tensors = to_foreign(rows, config, parts)
-    with whole_directory(Path(out), force, provenance or {}) as folder:
+    config_to_json(config, chosen.architecture, 0)  # what the family cannot say is told before anything is written
+    with whole_directory(Path(out), force, provenance or {}, extra) as folder:
         write_tensors(folder / WEIGHTS, tensors)
-        write_json(folder / CONFIG, tree)
-        tokenizer.save(folder)
-        _limit_length(folder / "tokenizer_config.json", config)
-        for name, text in (extra or {}).items():
-            (folder / name).write_text(text, encoding="utf-8")
+        write_settings(folder, replace(loaded, architecture=chosen.architecture))
     return chosen
+
+
+def write_settings(folder: Path, loaded: Loaded) -> None:
+    """`config.json` of the model's class and the tokenizer's files, into a folder that is there."""
+    config, tokenizer = loaded.config, loaded.tokenizer
+    write_json(folder / CONFIG, config_to_json(config, loaded.architecture, tokenizer.special.pad))
+    tokenizer.save(folder)
+    _limit_length(folder / "tokenizer_config.json", config)
 
 
 def _limit_length(path: Path, config: BertConfig) -> None:
@@ -118,6 +127,12 @@ def _limit_length(path: Path, config: BertConfig) -> None:
 def is_directory(path: str | Path) -> bool:
     """Whether `path` looks like a transformers directory."""
     return (Path(path) / CONFIG).is_file()
+
+
+def in_todays_files(path: str | Path) -> bool:
+    """Whether transformers itself reads the weights there."""
+    names = [f"{name}{end}" for name, reader in READERS.items() if reader is not read_flax for end in ENDS]
+    return is_directory(path) and any((Path(path) / name).is_file() for name in names)
 
 
 def read(directory: str | Path, drop: Sequence[str] = ()) -> Loaded:
@@ -140,19 +155,15 @@ def read(directory: str | Path, drop: Sequence[str] = ()) -> Loaded:
 
 
 def _load_weights(directory: Path) -> tuple[Path, Tensors]:
-    weights = directory / WEIGHTS
-    if not weights.is_file():
-        raise UserError(f"there is no {WEIGHTS}", str(directory), "save the model in safetensors format")
-    return weights, read_safetensors(weights)
-
-
-def read_safetensors(path: Path) -> Tensors:
-    """The tensors of a file by name."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"not a whole safetensors file ({error})", str(path), "copy or export it again") from None
+    """The tensors of the first of the formats that is there, in transformers' order; and their file."""
+    for name, reader in READERS.items():
+        for path in (directory / f"{name}{end}" for end in ENDS):
+            if path.is_file():
+                return path, reader(path)
+    what = f"there is no {WEIGHTS}, {' or '.join(list(READERS)[1:])}"
+    if (directory / "tf_model.h5").is_file():
+        what = "TensorFlow 2 weights (tf_model.h5) are not read"
+    raise UserError(what, str(directory), "save the model in safetensors format")
 
 
 def from_tensors(
@@ -167,11 +178,7 @@ def from_tensors(
         UserError: tensors are missing, unknown, or of shapes that the config does not say.
     """
     tensors, notes = _modern(tensors, family, where, drop)
-    names = {
-        part: {name for row in family.rows_of(config, (part,)) for name in row.foreign_names(config)}
-        for part in dict.fromkeys(row.path.split("/")[0] for row in family.rows)
-    }
-    present = [part for part, all_of in names.items() if part in ("embeddings", "layers") or all_of & tensors.keys()]
+    present = parts_in(family.rows, config, tensors)
     params = from_foreign(family.rows_of(config, present), config, tensors, where)
     return params, tuple(notes)
 

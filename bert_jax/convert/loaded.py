@@ -29,6 +29,7 @@ class Loaded:
         tokenizer: what turns text into ids.
         architecture: the transformers class whose files it came from, or goes out as where nothing else is asked for.
         pooling: of a sentence-transformers directory.
+        step: of a run's checkpoint.
         notes: what was left out or changed on reading, a sentence each.
     """
 
@@ -37,4 +38,5 @@ class Loaded:
     tokenizer: Tokenizer
     architecture: str = "BertForPreTraining"
     pooling: Pooling | None = None
+    step: int | None = None
     notes: tuple[str, ...] = ()

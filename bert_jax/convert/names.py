@@ -10,14 +10,14 @@ N heads, H head size, F feed-forward, C the classes of next sentence, O one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from bert_jax.config import BertConfig
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, counted
 
 Params = dict[str, Any]
 Tensors = dict[str, np.ndarray]
@@ -163,6 +163,61 @@ DISTILBERT: tuple[Row, ...] = (
 )
 
 
+def _tf1_dense(path: str, foreign: str, out: str, into: str) -> list[Row]:
+    """A dense layer of TensorFlow, kernel [in, out] and bias [out]."""
+    kernel = Row(f"{path}/kernel", f"{into} {out}", f"{foreign}/kernel", f"{_flat(into)} {_flat(out)}")
+    return [kernel, Row(f"{path}/bias", out, f"{foreign}/bias", _flat(out))]
+
+
+def _tf1_norm(path: str, foreign: str) -> list[Row]:
+    return [Row(f"{path}/scale", "D", f"{foreign}/gamma", "D"), Row(f"{path}/bias", "D", f"{foreign}/beta", "D")]
+
+
+_TF1_LAYER = f"bert/encoder/layer_{LAYER}"
+
+# google-research/bert (modeling.py, run_pretraining.py). The decoder is the word table there too; next sentence alone
+# keeps its weights as [classes, width].
+TF1: tuple[Row, ...] = (
+    Row("embeddings/word", "V D", "bert/embeddings/word_embeddings", "V D"),
+    Row("embeddings/position", "T D", "bert/embeddings/position_embeddings", "T D"),
+    Row("embeddings/segment", "S D", "bert/embeddings/token_type_embeddings", "S D"),
+    *_tf1_norm("embeddings/norm", "bert/embeddings/LayerNorm"),
+    *_tf1_dense("layers/attention/query", f"{_TF1_LAYER}/attention/self/query", out="N H", into="D"),
+    *_tf1_dense("layers/attention/key", f"{_TF1_LAYER}/attention/self/key", out="N H", into="D"),
+    *_tf1_dense("layers/attention/value", f"{_TF1_LAYER}/attention/self/value", out="N H", into="D"),
+    *_tf1_dense("layers/attention/output", f"{_TF1_LAYER}/attention/output/dense", out="D", into="N H"),
+    *_tf1_norm("layers/attention/norm", f"{_TF1_LAYER}/attention/output/LayerNorm"),
+    *_tf1_dense("layers/mlp/up", f"{_TF1_LAYER}/intermediate/dense", out="F", into="D"),
+    *_tf1_dense("layers/mlp/down", f"{_TF1_LAYER}/output/dense", out="D", into="F"),
+    *_tf1_norm("layers/mlp/norm", f"{_TF1_LAYER}/output/LayerNorm"),
+    *_tf1_dense("pooler", "bert/pooler/dense", out="W", into="D"),
+    *_tf1_dense("masked_lm/transform", "cls/predictions/transform/dense", out="E", into="D"),
+    *_tf1_norm("masked_lm/norm", "cls/predictions/transform/LayerNorm"),
+    Row("masked_lm/bias", "V", "cls/predictions/output_bias", "V"),
+    Row("next_sentence/kernel", "D C", "cls/seq_relationship/output_weights", "C D"),
+    Row("next_sentence/bias", "C", "cls/seq_relationship/output_bias", "C"),
+)
+
+
+# ----------------------------------------------------------------------------------------------- parts of a model
+
+
+def of_parts(rows: Iterable[Row], parts: Iterable[str]) -> tuple[Row, ...]:
+    """The rows of these parts of the tree (`embeddings`, `layers`, `pooler`, …)."""
+    parts = set(parts)
+    return tuple(row for row in rows if row.path.split("/")[0] in parts)
+
+
+def parts_in(rows: Iterable[Row], config: BertConfig, names: Iterable[str]) -> tuple[str, ...]:
+    """The parts of the tree of which any tensor is among the foreign `names`, and the encoder's in any case."""
+    names = set(names)
+    found = {row.path.split("/")[0] for row in rows if names & set(row.foreign_names(config))} | {
+        "embeddings",
+        "layers",
+    }
+    return tuple(part for part in dict.fromkeys(row.path.split("/")[0] for row in rows) if part in found)
+
+
 # ------------------------------------------------------------------------------------------------- both ways
 
 
@@ -297,4 +352,5 @@ def flatten(tree: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _account(what: str, remedy: str, names: set[str], where: str) -> None:
     if names:
         first = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        raise UserError(f"{len(names)} tensors {what}: {first}", where, remedy)
+        verb = what if len(names) > 1 else what.replace("are ", "is ", 1)
+        raise UserError(f"{counted(len(names), 'tensor')} {verb}: {first}", where, remedy)

@@ -15,9 +15,9 @@ import numpy as np
 from bert_jax.config import BertConfig
 from bert_jax.convert.directory import read_json, whole_directory, write_json, write_tensors
 from bert_jax.convert.families import FAMILIES, family_of
-from bert_jax.convert.huggingface import read_safetensors
 from bert_jax.convert.loaded import Loaded, Pooling
 from bert_jax.convert.names import Params, flatten, our_shape
+from bert_jax.convert.safetensors_file import read_safetensors
 from bert_jax.errors import UserError
 from bert_jax.text.tokenizer import Tokenizer
 
@@ -86,4 +86,4 @@ def read(directory: str | Path) -> Loaded:
         for part in folders:
             node = node.setdefault(part, {})
         node[last] = tensors[row.path]
-    return Loaded(config, params, Tokenizer.load(directory / TOKENIZER), architecture, pooling, notes)
+    return Loaded(config, params, Tokenizer.load(directory / TOKENIZER), architecture, pooling, notes=notes)

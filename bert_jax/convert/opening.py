@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bert_jax.convert import huggingface, native
+from bert_jax.convert import google, huggingface, native
 from bert_jax.convert.loaded import Loaded
 from bert_jax.errors import UserError
 
-REMEDY = "give a run directory, a model directory or a transformers directory"
+REMEDY = "give a run directory, a model directory, a transformers directory or one of google-research/bert"
 
 
 def open_foreign(path: str | Path, drop: Sequence[str] = ()) -> Loaded:
-    """Open what is no run of ours: a model directory or a transformers directory.
+    """Open what is no run of ours: a model directory, a transformers directory, one of google-research/bert, or the
+    beginning of the names of a checkpoint (`DIR/bert_model.ckpt`) in the latter.
 
     Args:
         drop: beginnings of names of tensors to leave out.
@@ -26,6 +27,8 @@ def open_foreign(path: str | Path, drop: Sequence[str] = ()) -> Loaded:
         loaded = native.read(path)
     elif huggingface.is_directory(path):
         loaded = huggingface.read(path, drop)
+    elif google.holds(path):
+        loaded = google.read(path)
     else:
         raise _no_model(path)
     check_tokenizer(loaded, str(path))
@@ -58,7 +61,7 @@ def _no_model(path: Path) -> UserError:
         return UserError("this is a file", str(path), REMEDY)
     if has("manifest.json"):
         return UserError("this is a data set", str(path), "give the run directory of a model that was trained on it")
-    if has("model.safetensors"):
+    if has("model.safetensors", "pytorch_model.bin", "flax_model.msgpack"):
         return UserError("these are weights without their config.json", str(path), "copy the whole directory")
     if has("tokenizer.json", "vocab.txt", "spiece.model"):
         return UserError("this is a tokenizer without a model", str(path), REMEDY)

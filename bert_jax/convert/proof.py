@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from bert_jax.config import BertConfig
 from bert_jax.convert.families import Kind
 from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.names import Params
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, counted
 from bert_jax.model import bert
 from bert_jax.text.tokenizer import Tokenizer
 
@@ -41,7 +42,11 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared, and how far apart it is: `worst` has the largest absolute difference by quantity."""
+    """What was compared, and how far apart it is.
+
+    `worst` has the largest absolute difference by quantity: "layer N" (0: the embeddings), "masked_lm", "pooler",
+    "next_sentence" or "replaced_token". `other_ids` are texts with other ids, `load_report` what was said of keys.
+    """
 
     passed: bool
     architecture: str
@@ -54,10 +59,10 @@ class Proof:
     versions: dict[str, str]
 
 
-def check_libraries() -> None:
-    """Raises UserError naming each library of the proof that cannot be imported, and what installs it."""
+def check_libraries(libraries: Mapping[str, str] = LIBRARIES) -> None:
+    """Raises UserError naming each library of a proof that cannot be imported, and what installs it."""
     failed = {}
-    for name, package in LIBRARIES.items():
+    for name, package in libraries.items():
         try:
             importlib.import_module(name)
         except ImportError as error:
@@ -68,19 +73,47 @@ def check_libraries() -> None:
         )
 
 
-def prove(directory: str | Path, loaded: Loaded, kind: Kind, texts: Sequence[str] = TEXTS) -> Proof:
-    """Load `directory` with transformers, compare it with our forward pass, and write `proof.json` there.
+def wanted(asked: bool | None, libraries: Mapping[str, str] = LIBRARIES) -> bool:
+    """Whether to prove: if asked for, or (None) if the libraries are there, as far as is told without importing them.
+
+    Raises:
+        UserError: it is asked for and a library cannot be imported.
+    """
+    if asked:
+        check_libraries(libraries)
+    return all(importlib.util.find_spec(name) for name in libraries) if asked is None else asked
+
+
+def not_proved(asked: bool | None, libraries: Mapping[str, str] = LIBRARIES) -> str:
+    """What is said where there was no proof."""
+    return "not proved, as asked" if asked is False else f"not proved: pip install {' '.join(libraries.values())}"
+
+
+def prove(
+    directory: str | Path,
+    loaded: Loaded,
+    kind: Kind,
+    texts: Sequence[str] = TEXTS,
+    report_to: str | Path | None = None,
+    dropped: Sequence[str] = (),
+    split_special_tokens: bool = False,
+) -> Proof:
+    """Load `directory` with transformers, compare it with our forward pass, and write `proof.json`.
 
     Ids must be equal, every layer's states and all heads' logits within `TOLERANCE`, and no key may be missing,
     unexpected or newly initialised (but a pooler that the model has not). Texts go in as pairs with both segments,
-    padded to the longest of the batch.
+    padded to the longest of their batch.
 
     Args:
         loaded: what the files should compute.
         kind: the class that they are of.
+        report_to: the folder of `proof.json`, if not the directory itself.
+        dropped: beginnings of names that were left out on reading, so that the class need not know them.
+        split_special_tokens: ask transformers' tokenizer to take a literal "[MASK]" for ordinary characters, as ours
+            does and as the tokenizers that are written here do without being asked.
 
     Raises:
-        UserError: transformers or torch cannot be imported.
+        UserError: transformers or torch cannot be imported, or cannot load the directory.
     """
     check_libraries()
     import torch
@@ -93,52 +126,82 @@ def prove(directory: str | Path, loaded: Loaded, kind: Kind, texts: Sequence[str
         model, report = getattr(transformers, kind.architecture).from_pretrained(
             directory, output_loading_info=True, dtype=torch.float32
         )
+        theirs = transformers.AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"transformers cannot load it ({reason})", str(directory), "leave the proof out") from None
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
-    theirs = transformers.AutoTokenizer.from_pretrained(directory)
+    config, tokenizer = loaded.config, loaded.tokenizer
+    asked = {"split_special_tokens": True} if split_special_tokens else {}
+    ids = tokenizer.encode_batch(list(texts))
     other_ids = tuple(
         text
-        for text in texts
-        if theirs(text, add_special_tokens=False, verbose=False)["input_ids"]
-        != loaded.tokenizer.encode_batch([text]).ids.tolist()
+        for text, start, stop in zip(texts, ids.rows[:-1], ids.rows[1:], strict=True)
+        if theirs(text, add_special_tokens=False, verbose=False, **asked)["input_ids"] != ids.ids[start:stop].tolist()
     )
-    batch = _pairs(texts, loaded.tokenizer, loaded.config)
     parts = tuple(part for part in kind.parts if part in loaded.params)
-    ours = states_and_heads(loaded.config, loaded.params, batch, parts)
     inputs = {"input_ids": "input_ids", "attention_mask": "sequence_ids", "token_type_ids": "segment_ids"}
-    if not loaded.config.segments:
+    if not config.segments:
         del inputs["token_type_ids"]
-    with torch.no_grad():
-        outputs = model.eval()(
-            **{name: torch.tensor(batch[key]).long() for name, key in inputs.items()}, output_hidden_states=True
-        )
-    found = {f"layer {number}": states for number, states in enumerate(outputs.hidden_states)}
-    for name, keys in _HEADS.items():
-        key = next((key for key in keys if key in outputs), None)
-        if name in parts and key is not None:
-            found[name] = outputs[key]
-    real = batch["sequence_ids"] > 0  # what stands at padding is nobody's business
-    worst = {name: worst_apart(tensor.numpy(), ours[name], real) for name, tensor in found.items()}
+    worst: dict[str, float] = {}
+    rows = 0
+    for batch in pairs(texts, tokenizer, config):
+        ours = states_and_heads(config, loaded.params, batch, parts)
+        with torch.no_grad():
+            outputs = model.eval()(
+                **{name: torch.tensor(batch[key]).long() for name, key in inputs.items()}, output_hidden_states=True
+            )
+        found = {f"layer {number}": states for number, states in enumerate(outputs.hidden_states)}
+        for name, keys in _HEADS.items():
+            key = next((key for key in keys if key in outputs), None)
+            if name in parts and key is not None:
+                found[name] = outputs[key]
+        real = batch["sequence_ids"] > 0  # what stands at padding is nobody's business
+        for name, tensor in found.items():
+            worst[name] = max(worst.get(name, 0.0), worst_apart(tensor.numpy(), ours[name], real))
+        rows += len(real)
     first = next((name for name, value in worst.items() if not value <= TOLERANCE), None)
-    lacking = {"missing_keys"} if "pooler" in kind.optional and "pooler" not in parts else set()
+    expected = {"unexpected_keys": tuple(dropped), "missing_keys": ()}
+    if "pooler" in kind.optional and "pooler" not in parts:
+        expected["missing_keys"] = ("pooler.",)
     report = {
-        key: sorted(map(str, values))
-        for key, values in report.items()
-        if values and not (key in lacking and all("pooler" in str(value) for value in values))
+        key: sorted(name for name in map(str, names) if not name.startswith(expected.get(key, ())))
+        for key, names in report.items()
     }
+    report = {key: names for key, names in report.items() if names}
     proof = Proof(
         passed=first is None and not other_ids and not report,
         architecture=kind.architecture,
         tolerance=TOLERANCE,
         worst=worst,
         first_difference=first,
-        rows=int(real.shape[0]),
+        rows=rows,
         other_ids=other_ids,
         load_report=report,
         versions={"transformers": transformers.__version__, "torch": torch.__version__},
     )
-    write_proof(Path(directory), proof)
+    write_proof(Path(report_to or directory), proof)
     return proof
+
+
+def demand(proof: Proof, where: str) -> str:
+    """What a proof says in one sentence.
+
+    Raises:
+        UserError: it failed.
+    """
+    name, version = next(iter(proof.versions.items()))
+    said = f"{name} {version}, {proof.rows} rows of text"
+    if proof.passed:
+        worst = max(proof.worst, key=lambda name: proof.worst[name])
+        return f"proved with {said}: no difference above {proof.worst[worst]:.1e} ({worst})"
+    reasons = [f"the first difference above {proof.tolerance:g} is in {proof.first_difference}"] * bool(
+        proof.first_difference
+    )
+    reasons += [f"{counted(len(proof.other_ids), 'text')} with other ids"] * bool(proof.other_ids)
+    reasons += [f"{key}: {', '.join(names[:3])}" for key, names in proof.load_report.items()]
+    raise UserError(f"not proved with {said}: {'; '.join(reasons)}", where, "see proof.json there")
 
 
 # Our heads, and transformers' names of their outputs.
@@ -158,30 +221,39 @@ def worst_apart(theirs: np.ndarray, ours: np.ndarray, real: np.ndarray) -> float
     return float(np.nan_to_num(apart, nan=np.inf).max(initial=0))
 
 
-def write_proof(folder: Path, proof: Proof) -> None:
-    """`proof.json` beside the weights."""
+def write_proof(folder: Path, proof: Any) -> None:
+    """`proof.json` beside the weights: the fields of a proof, which is a dataclass."""
     text = json.dumps(asdict(proof), indent=1, ensure_ascii=False) + "\n"
     (folder / "proof.json").write_text(text, encoding="utf-8")
 
 
-def _pairs(texts: Sequence[str], tokenizer: Tokenizer, config: BertConfig) -> dict[str, np.ndarray]:
-    """[CLS] text [SEP] next text [SEP], one row a text, padded; int32[B, T]."""
+def pairs(
+    texts: Sequence[str], tokenizer: Tokenizer, config: BertConfig, tokens: int = 4096
+) -> Iterator[dict[str, np.ndarray]]:
+    """[CLS] text [SEP] next text [SEP], one row a text, as batches int32[B, T] of like lengths and about so many
+    tokens; what is too long for the position table is cut."""
     special = tokenizer.special
     half = (config.positions - 3) // 2
-    pieces = [tokenizer.encode_batch([text]).ids[:half].tolist() for text in texts]
+    encoded = tokenizer.encode_batch(list(texts))
+    pieces = [encoded.ids[a:b][:half].tolist() for a, b in zip(encoded.rows[:-1], encoded.rows[1:], strict=True)]
     rows, segments = [], []
     for first, second in zip(pieces, pieces[1:] + pieces[:1], strict=True):
         rows.append([special.cls, *first, special.sep, *second, special.sep])
         segments.append([0] * (len(first) + 2) + [1] * (len(second) + 1))
-    length = max(map(len, rows))
-    batch = {name: np.zeros((len(rows), length), np.int32) for name in ("input_ids", "segment_ids", "sequence_ids")}
-    batch["input_ids"][:] = special.pad
-    for number, (row, segment) in enumerate(zip(rows, segments, strict=True)):
-        batch["input_ids"][number, : len(row)] = row
-        batch["segment_ids"][number, : len(row)] = segment
-        batch["sequence_ids"][number, : len(row)] = 1
-    batch["position_ids"] = np.broadcast_to(np.arange(length, dtype=np.int32), (len(rows), length))
-    return batch
+    order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
+    while order:
+        length = len(rows[order[0]])
+        chosen, order = order[: max(2, tokens // length)], order[max(2, tokens // length) :]
+        names = ("input_ids", "segment_ids", "sequence_ids")
+        batch = {name: np.zeros((len(chosen), length), np.int32) for name in names}
+        batch["input_ids"][:] = special.pad
+        for place, number in enumerate(chosen):
+            size = len(rows[number])
+            batch["input_ids"][place, :size] = rows[number]
+            batch["segment_ids"][place, :size] = segments[number]
+            batch["sequence_ids"][place, :size] = 1
+        batch["position_ids"] = np.broadcast_to(np.arange(length, dtype=np.int32), (len(chosen), length))
+        yield batch
 
 
 def states_and_heads(

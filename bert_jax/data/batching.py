@@ -24,7 +24,7 @@ def padded(
     """One record a row, padded to the shards' length.
 
     Args:
-        records: as `text.records` reads them, n records of T tokens and P predictions.
+        records: as `text.records` reads them, n records of T tokens and P predictions; integers of any dtype.
         relations: labels of the segments' relation. Of more than two they come from the feature `relation`; of
             none (rows of one segment) all `nsp_weights` are 0.
         length, predictions: T and P of the rows, if less than the records'.
@@ -41,15 +41,18 @@ def padded(
         if kept is not None and records[name][:, kept:].any():
             row = int(np.flatnonzero(records[name][:, kept:].any(1))[0])
             raise Overfull(row, f"more than the {kept} {what} that its row has")
-    ids = records["input_ids"][:, t]
-    n, width = ids.shape
+    n, width = records["input_ids"][:, t].shape
+
+    def part(name: str, columns: slice) -> np.ndarray:
+        return records[name][:, columns].astype(np.int32, copy=False)
+
     return {
-        "input_ids": ids,
-        "segment_ids": records["segment_ids"][:, t],
+        "input_ids": part("input_ids", t),
+        "segment_ids": part("segment_ids", t),
         "position_ids": np.broadcast_to(np.arange(width, dtype=np.int32), (n, width)),
-        "sequence_ids": records["input_mask"][:, t],
-        "mlm_positions": records["masked_lm_positions"][:, p],
-        "mlm_labels": records["masked_lm_ids"][:, p],
+        "sequence_ids": part("input_mask", t),
+        "mlm_positions": part("masked_lm_positions", p),
+        "mlm_labels": part("masked_lm_ids", p),
         "mlm_weights": records["masked_lm_weights"][:, p],
         "cls_positions": np.zeros((n, 1), np.int32),
         "nsp_labels": _labels(records, relations).reshape(n, 1),
@@ -77,38 +80,37 @@ def packed(records: dict[str, np.ndarray], sequences: np.ndarray, predictions: i
     length, (b, s) = records["input_ids"].shape[1], sequences.shape
     row, place = np.nonzero(sequences)
     first, later = np.flatnonzero(place == 0), np.flatnonzero(place)
-    tokens = records["input_mask"].sum(1, dtype=np.int64)
+    tokens = records["input_mask"].sum(1, dtype=np.int32)
     # up to the last used slot: one of weight 0 between others keeps its place
-    slots = (np.arange(1, records["masked_lm_weights"].shape[1] + 1) * (records["masked_lm_weights"] > 0)).max(1)
+    own = records["masked_lm_weights"].shape[1]
+    slots = (np.arange(1, own + 1, dtype=np.int32) * (records["masked_lm_weights"] > 0)).max(1)
     offset, slot = _before(tokens, first), _before(slots, first)
     for ends, most, what in ((offset + tokens, length, "tokens"), (slot + slots, predictions, "predictions")):
         if (ends > most).any():
             raise Overfull(int(np.flatnonzero(ends > most)[0]), f"its row has more than the {most} {what} it holds")
 
     # most rows have one record: it is copied whole, only the others' tokens are moved one by one
-    inside = np.arange(length) < tokens[later, None]
-    target = ((row * length + offset)[later, None] + np.arange(length))[inside]
+    count = tokens[later]
+    source, target = _runs(length * later, count), _runs((length * row + offset)[later], count)
     batch = {}
     for name, values, following in (
-        ("input_ids", records["input_ids"][first], records["input_ids"][later]),
-        ("segment_ids", records["segment_ids"][first], records["segment_ids"][later]),
-        ("position_ids", np.tile(np.arange(length, dtype=np.int32), (b, 1)), np.arange(length)),
-        ("sequence_ids", records["input_mask"][first], place[later, None] + 1),
+        ("input_ids", records["input_ids"][first], records["input_ids"].reshape(-1)[source]),
+        ("segment_ids", records["segment_ids"][first], records["segment_ids"].reshape(-1)[source]),
+        ("position_ids", np.tile(np.arange(length, dtype=np.int32), (b, 1)), source % length),
+        ("sequence_ids", records["input_mask"][first].astype(np.int32), np.repeat(place[later] + 1, count)),
     ):
-        values.reshape(-1)[target] = np.broadcast_to(following, inside.shape)[inside]
-        batch[name] = values
-    width = min(predictions, records["masked_lm_ids"].shape[1])
-    used = np.arange(records["masked_lm_ids"].shape[1]) < slots[later, None]
-    target = ((row * predictions + slot)[later, None] + np.arange(used.shape[1]))[used]
+        values.reshape(-1)[target] = following
+        batch[name] = values.astype(np.int32, copy=False)
+    width, count = min(predictions, own), slots[later]
+    source, target = _runs(own * later, count), _runs((predictions * row + slot)[later], count)
     for name, values, shift in (
-        ("mlm_positions", records["masked_lm_positions"], offset),
-        ("mlm_labels", records["masked_lm_ids"], 0 * offset),
-        ("mlm_weights", records["masked_lm_weights"], 0 * offset),
+        ("mlm_positions", records["masked_lm_positions"], np.repeat(offset[later], count)),
+        ("mlm_labels", records["masked_lm_ids"], 0),
+        ("mlm_weights", records["masked_lm_weights"], 0),
     ):
-        out = np.zeros((b, predictions), values.dtype)
-        out[:, :width] = values[first, :width]
-        out.reshape(-1)[target] = (values[later] + shift[later, None])[used]
-        batch[name] = out
+        batch[name] = np.zeros((b, predictions), np.float32 if name == "mlm_weights" else np.int32)
+        batch[name][:, :width] = values[first, :width]
+        batch[name].reshape(-1)[target] = values.reshape(-1)[source] + shift
     for name, values, dtype in (
         ("cls_positions", offset, np.int32),
         ("nsp_labels", _labels(records, relations), np.int32),
@@ -120,7 +122,13 @@ def packed(records: dict[str, np.ndarray], sequences: np.ndarray, predictions: i
 
 
 def _labels(records: dict[str, np.ndarray], relations: int) -> np.ndarray:
-    return records["relation" if relations > 2 else "next_sentence_labels"]
+    return records["relation" if relations > 2 else "next_sentence_labels"].astype(np.int32, copy=False)
+
+
+def _runs(begin: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """begin[0], begin[0] + 1, …, as many as size[0], then begin[1], …: int64[sum of size]."""
+    ends = np.cumsum(size)
+    return np.arange(size.sum()) + np.repeat(begin - (ends - size), size)
 
 
 def _before(sizes: np.ndarray, first: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -15,7 +15,7 @@ from bert_jax.data.order import Blocks, BucketedOrder, Order, PackedOrder, Ramp,
 from bert_jax.data.packing import packed_capacity, prediction_needs
 from bert_jax.errors import UserError
 from bert_jax.text.corrupt import Rule, corrupt, row_keys, units_of
-from bert_jax.text.features import Records, RecordSpec, check, restore
+from bert_jax.text.features import NAMES, SEVEN, Records, RecordSpec, check, restore
 from bert_jax.text.manifest import Manifest, load_manifest
 from bert_jax.text.records import Shard, open_shard, read_together
 
@@ -33,15 +33,19 @@ class Dataset:
     def records(self) -> int:
         return int(self.starts[-1])
 
-    def read(self, numbers: np.ndarray) -> Records:
+    def read(self, numbers: np.ndarray, names: Sequence[str] = NAMES, narrow: bool = False) -> Records:
         """The records of these numbers, in this order, ids checked; of our own features those that all of them have.
+
+        Args:
+            names: only these features; all of the seven among them.
+            narrow: integers as they were decoded, in dtypes as small as uint8, see `text.example.decode`.
 
         Raises:
             UserError: a shard is damaged, or holds ids that its tokenizer does not have; names shard and record.
         """
         places = np.searchsorted(self.starts, numbers, side="right") - 1
         inside = numbers - self.starts[places]
-        records = read_together(self.shards, places, inside, shared=True)
+        records = read_together(self.shards, places, inside, shared=True, names=names, narrow=narrow)
         if not len(numbers):
             return records
         try:
@@ -130,15 +134,18 @@ class Source:
         """
         here = rows.numbers >= 0
         numbers = rows.numbers[here]
-        records = self.dataset.read(numbers)
-        if self.masking == "dynamic":
+        manifest = self.dataset.manifest
+        relations, dynamic = manifest.relations, self.masking == "dynamic"
+        names = SEVEN + ("relation",) * (relations > 2)
+        names += ("word_starts",) * (dynamic and manifest.settings["unit"] == "word")
+        records = self.dataset.read(numbers, names, narrow=True)
+        if dynamic:
             epochs = np.broadcast_to(rows.epochs[:, None], here.shape)[here]
-            records = remask(records, self.dataset.manifest, row_keys((self.seed, self.stage), epochs, numbers))
-        relations = self.dataset.manifest.relations
+            records = remask(records, manifest, row_keys((self.seed, self.stage), epochs, numbers))
         try:
             if isinstance(self.order, PackedOrder):
                 return packed(records, here, self.order.capacity.predictions, relations)
-            predictions = None if length is None else int(prediction_needs(self.dataset.manifest)[length])
+            predictions = None if length is None else int(prediction_needs(manifest)[length])
             return fill_rows(padded(records, relations, length, predictions), len(here))
         except Overfull as error:
             place = int(np.searchsorted(self.dataset.starts, numbers[error.record], side="right")) - 1
@@ -271,9 +278,9 @@ def remask(records: Records, manifest: Manifest, keys: np.ndarray) -> Records:
         mask_share=manifest.settings["mask_share"],
         random_share=manifest.settings["random_share"],
     )
-    ids = restore(records)
     if rule.unit == "word" and "word_starts" not in records:
         raise UserError("these shards have no word starts", "data.masking", "use static masks, or make them anew")
+    ids = restore(records)
     units = units_of(ids, records.get("word_starts"), manifest.special, rule.unit)
     new = corrupt(ids, units, manifest.special, manifest.vocab_size, rule, keys)
     return records | {

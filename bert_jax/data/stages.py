@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,6 +60,12 @@ def open_stages(recipe: Recipe) -> list[OpenStage]:
         first_step = sum(stage.settings.steps for stage in stages)
         stages.append(OpenStage(number, settings, first_step, path, replayed, train, batches, heldout))
     return stages
+
+
+def manifest_digests(stages: list[OpenStage]) -> list[tuple[Path, str]]:
+    """Each stage's data directory, and that of what it replays, with the SHA-256 of its manifest."""
+    folders = [folder for stage in stages for folder in (stage.path, stage.replayed) if folder]
+    return [(folder, hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()) for folder in folders]
 
 
 def check_stages(recipe: Recipe, stages: list[OpenStage]) -> BertConfig:

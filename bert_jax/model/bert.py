@@ -6,6 +6,7 @@ layers can be looped over or unrolled on one and the same parameter tree, stacke
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -48,7 +49,7 @@ def _boxed_init(config: BertConfig, key: Array) -> Params:
     keys = jax.random.split(key, 5)
     ids = jnp.zeros((1, 1), jnp.int32)
     x = jnp.zeros((1, 1, config.width), dtype)
-    word = jnp.zeros((config.vocab_size, config.embedding_width), dtype)
+    word = jnp.zeros((config.vocab_rows, config.embedding_width), dtype)
     layer = Layer(config, dtype, attention.attend_xla)
     mask = attention.attention_bias(ids)
     stack = jax.vmap(lambda k: layer.init(k, x, mask, None))(jax.random.split(keys[1], config.distinct_layers))
@@ -76,6 +77,19 @@ def axes(config: BertConfig) -> Params:
     """The logical axis names of every leaf, as `jax.sharding.PartitionSpec`s of names, in the tree of `init`."""
     boxed = jax.eval_shape(partial(_boxed_init, config), jax.random.key(0))
     return nn.get_partition_spec(boxed)
+
+
+def unpadded(config: BertConfig, params: Params) -> tuple[BertConfig, Params]:
+    """The same network without rows of the vocabulary that stand for no piece: what leaves training.
+
+    Args:
+        params: arrays of any kind in the tree of `init`, or the parts of it that there are.
+    """
+    size, cut = config.vocab_size, dict(params)
+    for part, name in (("embeddings", "word"), ("masked_lm", "bias")):
+        if name in cut.get(part, {}):
+            cut[part] = {**cut[part], name: cut[part][name][:size]}
+    return replace(config, vocab_multiple=1), cut
 
 
 # -------------------------------------------------------------------------------------------------- forward
@@ -131,7 +145,7 @@ def encode(
         def body(x: Array, place: tuple[Params | None, Array]) -> tuple[Array, Array | None]:
             weights, number = place
             if weights is None:
-                weights = jax.tree.map(lambda leaf: leaf[_group(config, number)], params["layers"])
+                weights = jax.tree.map(lambda leaf: jnp.asarray(leaf)[_group(config, number)], params["layers"])
             y = layer(x, weights, number)
             return y, y if all_layers else None
 

@@ -11,6 +11,9 @@ from jax import Array
 from bert_jax.config import BertConfig
 from bert_jax.model.layers import Product, activation, layer_norm, multiply, zeros
 
+# A logit that is never chosen: exp(NEVER − any other) is 0 in float32, and nothing on the way overflows.
+NEVER = -1e9
+
 
 def pooler(config: BertConfig, dtype: Any) -> Product:
     """The dense layer over the [CLS] states, whose tanh is the pooled output: [B, S, D] → [B, S, D]."""
@@ -36,13 +39,20 @@ class MaskedLM(nn.Module):
 
     @nn.compact
     def __call__(self, chosen: Array, word: Array) -> Array:
-        """Hidden states [B, P, D] and the table float32[V, E] → logits float32[B, P, V]."""
+        """Hidden states [B, P, D] and the table float32[V, E] → logits float32[B, P, V].
+
+        V is `vocab_rows` here. The logits of rows that stand for no piece are so low that softmax gives them exactly 0,
+        and so their gradients are.
+        """
         c = self.config
         kernel = (("embed", c.width), (None, c.embedding_width))
         x = Product(c, self.dtype, kernel, ("norm",), name="transform")(chosen)
         x = layer_norm(c, self.dtype)(activation(c, x))
-        bias = self.param("bias", zeros("vocab"), (c.vocab_size,), jnp.float32)
-        logits = multiply(x.reshape(-1, c.embedding_width), word.T, self.dtype, jnp.float32) + bias[None]
+        bias = self.param("bias", zeros("vocab"), (c.vocab_rows,), jnp.float32)
+        if c.vocab_rows > c.vocab_size:  # here, where a bias is added anyway, it costs no pass over the logits
+            bias = jnp.where(jnp.arange(c.vocab_rows) < c.vocab_size, bias, NEVER)
+        logits: Array = multiply(x.reshape(-1, c.embedding_width), word.T, self.dtype, jnp.float32)
+        logits = logits + bias[None]
         return logits.reshape(*chosen.shape[:2], -1)
 
 

@@ -31,6 +31,19 @@ def normal(config: BertConfig, *axes: str | None) -> Callable[..., Any]:
     return nn.with_logical_partitioning(nn.initializers.truncated_normal(config.init_std), axes)
 
 
+def words(config: BertConfig, *axes: str | None) -> Callable[..., Any]:
+    """The word table's initial values: `normal` for each piece, the same with and without rows that stand for none.
+
+    Those are 0 and stay so: without gradient, decay adds nothing either, and they are in no norm.
+    """
+
+    def pieces(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
+        drawn = nn.initializers.truncated_normal(config.init_std)(key, (config.vocab_size, shape[1]), dtype)
+        return jnp.pad(drawn, ((0, shape[0] - config.vocab_size), (0, 0)))
+
+    return nn.with_logical_partitioning(pieces, axes)
+
+
 def positions(config: BertConfig, *axes: str | None) -> Callable[..., Any]:
     """The position table's initial values, as `config.position_init` says.
 
@@ -169,7 +182,7 @@ class Embeddings(nn.Module):
         """int32[B, T] three times → [B, T, D]."""
         c = self.config
         size = c.embedding_width
-        word = self.param("word", normal(c, "vocab", "embed"), (c.vocab_size, size), jnp.float32)
+        word = self.param("word", words(c, "vocab", "embed"), (c.vocab_rows, size), jnp.float32)
         position = self.param("position", positions(c, None, "embed"), (c.positions, size), jnp.float32)
         x = jnp.take(word, input_ids, axis=0) + jnp.take(position, position_ids, axis=0)
         if c.segments:

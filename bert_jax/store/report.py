@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import resource
 import sys
@@ -219,20 +218,20 @@ class _Pace:
     """Speeds of the stretch since the last figures, and how long the rest takes.
 
     A stretch is the time spent on steps and on waiting for their data; compiling, evaluating and saving are not in it.
+    The first one warms up and is no guide to the others.
     """
 
     def __init__(self) -> None:
         self.begin({})
-        self._rate = math.nan  # work a second
+        self._rate = 0.0  # work a second
         self._stretches = 0
-        self._spent = 0.0  # seconds in stretches
-        self._first: float | None = None  # when the first stretch began
+        self._origin: dict[str, float] = {}  # the clock as the second stretch began
+        self._now: dict[str, float] = {}  # and as the last one ended
 
     def begin(self, seconds: dict[str, float]) -> None:
         """A stretch begins at this state of the clock."""
         self._from = seconds
         self._steps, self._work, self._amount = 0, 0.0, Amount(0, 0, 0.0)
-        self._wall = time.perf_counter()
 
     def add(self, amount: Amount, work: float) -> None:
         self._steps += 1
@@ -254,21 +253,23 @@ class _Pace:
         device = of_kind(jax.devices()[0].device_kind)
         if device:
             figures["mfu"] = mfu(a.flops / spent, jax.device_count(), device.tflops)
-        # an average that forgets, so that one slow stretch does not move the end by hours
-        rate = self._work / spent
-        self._rate = rate if math.isnan(self._rate) else 0.7 * self._rate + 0.3 * rate
-        self._first = self._wall if self._first is None else self._first
+        if self._stretches == 1:
+            self._origin = self._from
+        if self._stretches:  # an average that forgets, so that one slow stretch does not move the end by hours
+            newest = max(0.3, 1 / self._stretches)
+            self._rate += newest * (self._work / spent - self._rate)
         self._stretches += 1
-        self._spent += spent
+        self._now = seconds
         self.begin(seconds)
         return figures
 
     def eta(self, work: float) -> float | None:
-        """Seconds that so much work takes, evaluations and saves as often as until now; None until two stretches have
-        been measured, since the first one is no guide."""
-        if self._first is None or self._stretches < 2 or not self._rate:
+        """Seconds that so much work takes, evaluations and saves as often as until now, nothing compiled any more;
+        None until two stretches have been measured."""
+        if self._stretches < 2 or not self._rate:
             return None
-        return work / self._rate * (time.perf_counter() - self._first) / self._spent
+        passed = {kind: s - self._origin.get(kind, 0.0) for kind, s in self._now.items() if kind != "compiling"}
+        return work / self._rate * sum(passed.values()) / (passed.get("training", 0.0) + passed.get(WAITING, 0.0))
 
 
 def progress_line(row: dict[str, Any], total: int, figures: dict[str, float], eta: float | None) -> str:

@@ -17,12 +17,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
-from bert_jax.config import BertConfig, Recipe, to_toml
-from bert_jax.errors import UserError
+from bert_jax.config import BertConfig, Recipe, load_recipe, to_toml
+from bert_jax.errors import UserError, counted
 
 # What may change between two starts of one run, because it changes no number of it.
 FREE = {
@@ -44,8 +43,10 @@ FREE = {
     "skip_limit",
     "step_timeout",
     "silence",
+    "vocab_multiple",  # model.json holds it, which a run that was begun before there was such a setting has too
 }
 
+_OPENING = ".opening"  # a kill may leave a run half opened: this says whose files these are
 _MARK = ".whole"  # in the compilation cache: all that is older was written to its end
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
@@ -89,17 +90,9 @@ def open_run(run: Path, recipe: Recipe, config: BertConfig, sources: list[Path],
     Raises:
         UserError: it holds another run (the first differing setting is named), or something else.
     """
-    if run.exists() and not run.is_dir():
-        raise UserError("this is a file", str(run), "name a directory for the run")
-    recipe_path = run / "recipe.toml"
-    if recipe_path.exists():
-        _same_recipe(recipe_path, recipe)
-        if read_json(run / "provenance.json")["manifests"] != provenance["manifests"]:
-            raise UserError("this run began on other shards", str(run), "give those, or another run directory")
+    if holds(run, recipe, config, provenance["manifests"]):
         return
-    opening = run / ".opening"  # a kill may leave a run half opened: this says whose files these are
-    if run.exists() and any(run.iterdir()) and not opening.exists():
-        raise UserError("this directory is not empty and holds no run", str(run), "choose another")
+    opening = run / _OPENING
     try:
         run.mkdir(parents=True, exist_ok=True)
         opening.touch()
@@ -110,8 +103,35 @@ def open_run(run: Path, recipe: Recipe, config: BertConfig, sources: list[Path],
         raise UserError(f"cannot be written ({reason})", str(run), "make room, or choose another place") from None
     write_json(run / "model.json", dataclasses.asdict(config))
     write_json(run / "provenance.json", provenance)
-    write_text(recipe_path, to_toml(recipe))  # last: a directory with a recipe is a run
+    write_text(run / "recipe.toml", to_toml(recipe))  # last: a directory with a recipe is a run
     opening.unlink()
+
+
+def holds(run: Path, recipe: Recipe, config: BertConfig, manifests: list[str]) -> bool:
+    """Whether a directory is this run's already; False where one can begin.
+
+    Args:
+        manifests: digests of the manifests of its data.
+
+    Raises:
+        UserError: it is another run's (all settings that differ are named), or holds something else.
+    """
+    if run.exists() and not run.is_dir():
+        raise UserError("this is a file", str(run), "name a directory for the run")
+    if (run / "recipe.toml").exists():
+        _check_recipe(run, recipe)
+        if (rows := load_config(run).vocab_rows) != config.vocab_rows:
+            raise UserError(
+                f"this run's word table has {rows:,} rows, not {config.vocab_rows:,}",
+                str(run),
+                f"give --set model.vocab_multiple={load_config(run).vocab_multiple}",
+            )
+        if read_json(run / "provenance.json")["manifests"] != manifests:
+            raise UserError("this run began on other shards", str(run), "give those, or another run directory")
+        return True
+    if run.exists() and any(run.iterdir()) and not (run / _OPENING).exists():
+        raise UserError("this directory is not empty and holds no run", str(run), "choose another")
+    return False
 
 
 def hold(run: Path) -> TextIO:
@@ -137,18 +157,30 @@ def hold(run: Path) -> TextIO:
     return file
 
 
-def _same_recipe(path: Path, recipe: Recipe) -> None:
-    def bound(text: str) -> list[str]:
-        return [line for line in text.splitlines() if line.partition(" = ")[0] not in FREE]
+def _check_recipe(run: Path, recipe: Recipe) -> None:
+    """What the run's recipe does not name, because it is older than the setting, has its default."""
+    kept = load_recipe(run / "recipe.toml")
+    then, now = _bound(kept), _bound(recipe)
+    if len(kept.stage) != len(recipe.stage):
+        told = f"{counted(len(kept.stage), 'stage')}, not {len(recipe.stage)}"
+    else:
+        told = "; ".join(f"{name} = {then[name]}, not {now[name]}" for name in then if then[name] != now[name])
+    if told:
+        remedy = "give the recipe it began with, or another run directory"
+        raise UserError(f"this run was begun with {told}", str(run), remedy)
 
-    ours, theirs = bound(to_toml(recipe)), bound(path.read_text(encoding="utf-8"))
-    for now, then in zip_longest(ours, theirs, fillvalue="(nothing)"):
-        if now != then:
-            raise UserError(
-                f"this run was begun with {then!r}, not {now!r}",
-                str(path.parent),
-                "give the recipe it began with, or another run directory",
-            )
+
+def _bound(recipe: Recipe) -> dict[str, str]:
+    """The settings that decide a run's numbers, as `--set` writes them: names such as `stage.0.steps`."""
+    sections = [(field.name, getattr(recipe, field.name)) for field in dataclasses.fields(recipe)]
+    sections = [(name, part) for name, part in sections if name != "stage"]
+    sections += [(f"stage.{number}", part) for number, part in enumerate(recipe.stage)]
+    return {
+        f"{name}.{key}": json.dumps(value)
+        for name, part in sections
+        for key, value in dataclasses.asdict(part).items()
+        if key not in FREE
+    }
 
 
 def load_config(run: str | Path) -> BertConfig:

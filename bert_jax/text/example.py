@@ -29,30 +29,70 @@ class BadRecord(ValueError):
         super().__init__(f"record {row} at {offset}: {what}")
 
 
-def decode(examples: Sequence[bytes], spec: RecordSpec, shared: bool = False) -> Records:
+def decode(
+    examples: Sequence[bytes],
+    spec: RecordSpec,
+    shared: bool = False,
+    names: Sequence[str] = NAMES,
+    narrow: bool = False,
+) -> Records:
     """The features of a block of Examples. About a thousand at once are fast.
 
     Args:
         examples: n Examples.
         spec: T and P; another number of values is refused.
         shared: leave out those of our own features that any record lacks, instead of filling them with 0 or -1.
+        names: the features to decode; the others are not looked at.
+        narrow: integers in the dtypes that they were decoded to, uint8 or uint16 where they fit. Half of the time is
+            writing of int32 otherwise; who adds to them or changes their sign must take care.
 
     Returns:
-        Records: the seven features, and those of ours that any record has; new arrays in each call.
+        Records: those of the seven features that were asked for, and those of ours that any record has; new arrays in
+        each call.
 
     Raises:
         BadRecord: with the row and the offset in the record.
     """
+    blocks: list[tuple[int, Records]] = []
+    heads: list[list[_EntryHead]] = []
+    lacking: set[str] = set()
+    for first in range(0, max(1, len(examples)), _BLOCK):
+        block = examples[first : first + _BLOCK]
+        try:
+            blocks.append((len(block), _decode_block(block, spec, names, heads, lacking)))
+        except BadRecord as error:
+            raise BadRecord(first + error.row, error.offset, error.what) from None
+    records: Records = {}
+    for name in names:
+        if shared and name in lacking or not any(name in block for _, block in blocks):
+            continue
+        parts = [block[name] if name in block else _absent(name, n, _width(name, spec)) for n, block in blocks]
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        records[name] = whole if narrow else whole.astype(_DTYPES[name], copy=False)
+    for name in ("next_sentence_labels", "relation"):
+        if name in records:
+            records[name] = records[name][:, 0]
+    return records
+
+
+def _absent(name: str, n: int, width: int) -> np.ndarray:
+    return np.full((n, width), -1 if name == "documents" else 0, _DTYPES[name])
+
+
+def _decode_block(
+    examples: Sequence[bytes], spec: RecordSpec, names: Sequence[str], heads: list[list[_EntryHead]], lacking: set[str]
+) -> Records:
+    """The features that any of the Examples has, with values of any dtype; what some of them lack goes to `lacking`."""
     n = len(examples)
     ends = np.cumsum(np.fromiter(map(len, examples), np.int64, n))
     starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]]) if n else ends
     # Zeros behind the last one, so that no window ends beyond the buffer: none is wider than a record and _SPARE.
     spare = bytes(int((ends - starts).max(initial=0)) + _SPARE)
     buffer = np.frombuffer(b"".join([*examples, spare]), np.uint8)
-    spans, slow = _spans(buffer, starts, ends)
+    spans, slow = _spans(buffer, starts, ends, heads)
     lists = {int(row): _parse_slowly(examples[row], int(row)) for row in np.flatnonzero(slow)}
     records: Records = {}
-    for name in NAMES:
+    for name in names:
         span = spans.get(name) or _Span(n)
         present = (span.begin >= 0) & ~slow
         fast = np.flatnonzero(present)
@@ -62,32 +102,27 @@ def decode(examples: Sequence[bytes], spec: RecordSpec, shared: bool = False) ->
             if name not in OURS:
                 row = int(np.flatnonzero(~present)[0])
                 raise BadRecord(row, 0, f"there is no feature {name}")
-            if shared or not present.any():
+            lacking.add(name)
+            if not present.any():
                 continue
-        width = _width(name, spec)
-        out = np.empty((n, width), _DTYPES[name])
-        if not present.all():
-            out[~present] = -1 if name == "documents" else 0
         wrong = fast[span.kind[fast] != KINDS[name]]
         if len(wrong):
             raise BadRecord(int(wrong[0]), int((span.begin - starts)[wrong[0]]), f"{name} is of another type")
-        step = max(1, _VALUES // max(1, width))
-        for first in range(0, len(fast), step):
-            rows = fast[first : first + step]
-            whole = slice(first, first + step) if len(fast) == n else rows  # a slice is copied to faster
-            out[whole] = _values(buffer, span.begin[rows], span.end[rows], name, width, rows, starts)
+        width = _width(name, spec)
+        if len(fast) == n:
+            records[name] = _values(buffer, span.begin, span.end, name, width, fast, starts)
+            continue
+        out = records[name] = _absent(name, n, width)
+        out[fast] = _values(buffer, span.begin[fast], span.end[fast], name, width, fast, starts)
         for row, found in lists.items():
             if name in found:
                 out[row] = _slow_values(found[name], name, width, row)
-        records[name] = out
-    for name in ("next_sentence_labels", "relation"):
-        if name in records:
-            records[name] = records[name][:, 0]
     return records
 
 
 _SPARE = 192  # bytes, more than the head of an entry has
-_VALUES = 1 << 17  # decoded at a time: what belongs to them stays in the processor's cache
+_BLOCK = 8192  # records whose entries are found together: many, because a search is many calls of NumPy
+_VALUES = 1 << 16  # decoded at a time: what belongs to them stays in the processor's cache
 _DTYPES = {name: np.int32 for name in NAMES} | {
     "masked_lm_weights": np.float32,
     "word_starts": np.bool_,
@@ -133,12 +168,17 @@ class _Span:
         self.kind = np.zeros(n, np.int8)
 
 
-def _spans(buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[dict[str, _Span], np.ndarray]:
+def _spans(
+    buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray, heads: list[list[_EntryHead]]
+) -> tuple[dict[str, _Span], np.ndarray]:
     """Where the payload of each known feature lies.
 
-    All records step over their map entries together. Each round takes the head of one record's next entry
-    and finds it by comparison in all others; what differs waits for a later round. Records that were written
-    by one program need one round an entry, or a few more where sizes differ in their number of bytes.
+    All records step over their map entries together. At each step the head of one record's entry is taken and found
+    by comparison in all others; then that of one in which it was not, and so on. Records that were written by one
+    program have one head a step, or a few where sizes differ in their number of bytes.
+
+    Args:
+        heads: of each step, as earlier blocks had them; new ones are added.
 
     Returns:
         The spans by name, and bool[n]: records that are not of the usual form and must be parsed one by one.
@@ -147,49 +187,52 @@ def _spans(buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[di
     spans: dict[str, _Span] = {}
     cursor, stop, fine = _field(buffer, starts, ends, 0x0A)
     slow = ~fine | (stop != ends)
-    rows = np.flatnonzero(~slow & (cursor < stop))
-    passed = np.zeros(n, np.int64)  # entries
-    for _ in range(_ROUNDS):
-        if not len(rows):
+    for step in range(_STEPS):
+        rest = np.flatnonzero((cursor < stop) & ~slow)
+        if not len(rest):
             return spans, slow
-        steps = passed[rows]
-        here = rows[steps == steps.min()]  # those ahead wait, so that the others catch up with them
-        at = cursor[here]
-        head = _entry_head(buffer, int(at[0]), int(stop[here[0]]))
-        if head is None:
-            slow[here[0]] = True
-            rows = rows[rows != here[0]]
-            continue
-        window = windows(buffer, at, 8 * len(head.mask))
-        words = window.view(np.uint64)
-        if (words & head.extent == head.bytes).all():  # sizes too, as most features have it
-            end = at + head.size
-            odd = end > stop[here]
-        else:
-            same = np.flatnonzero(~(words & head.mask != head.bytes & head.mask).any(axis=1))
-            window, at, here = window[same], at[same], here[same]
-            stops = []
-            for place, width in head.sizes:
-                size = window[:, place].astype(np.int64) & 127
-                for more in range(1, width):
-                    size |= (window[:, place + more].astype(np.int64) & 127) << 7 * more
-                stops.append(at + (place + width) + size)
-            end = stops[0]
-            odd = (end > stop[here]) | (at + head.length > end)
-            for other in stops[1:]:
-                odd |= other != end
-        if head.name is not None:
-            span = spans.setdefault(head.name, _Span(n))
-            span.begin[here], span.end[here], span.kind[here] = at + head.length, end, head.kind
-        cursor[here] = end
-        passed[here] += 1
-        slow[here[odd]] = True
-        rows = rows[~slow[rows] & (cursor[rows] < stop[rows])]
-    slow[rows] = True
+        if step == len(heads):
+            heads.append([])
+        for tried in range(_HEADS):
+            if tried == len(heads[step]):
+                head = _entry_head(buffer, int(cursor[rest[0]]), int(stop[rest[0]]))
+                if head is None:
+                    break
+                heads[step].append(head)
+            head = heads[step][tried]
+            here = rest if len(rest) < n else slice(None)
+            at = cursor[here]
+            window = windows(buffer, at, 8 * len(head.mask))
+            words = window.view(np.uint64)
+            if (words & head.extent == head.bytes).all():  # sizes too, as most features have it
+                end = at + head.size
+                odd = end > stop[here]
+                rest = rest[:0]
+            else:
+                other = (words & head.mask != head.bytes & head.mask).any(axis=1)
+                if other.any():
+                    window, at, here, rest = window[~other], at[~other], rest[~other], rest[other]
+                else:
+                    rest = rest[:0]
+                # a varint of known form is a sum of its bytes, each times a power of 128
+                said = head.factors @ (window[:, head.places] & 127).T.astype(np.int64)
+                ends = at + (said + head.after[:, None])
+                end = ends[0]
+                odd = (ends != end).any(axis=0) | (end > stop[here]) | (end < at + head.length)
+            if head.name is not None:
+                span = spans.setdefault(head.name, _Span(n))
+                span.begin[here], span.end[here], span.kind[here] = at + head.length, end, head.kind
+            slow[here] |= odd
+            cursor[here] = end
+            if not len(rest):
+                break
+        slow[rest] = True
+    slow |= cursor < stop
     return spans, slow
 
 
-_ROUNDS = 400  # enough for entries in another order in each record
+_STEPS = 64  # entries of a record
+_HEADS = 16  # of one step: enough for ten features in any order
 
 
 @dataclass(frozen=True)
@@ -200,7 +243,9 @@ class _EntryHead:
     kind: int
     length: int
     size: int  # of the whole entry
-    sizes: list[tuple[int, int]]  # place and number of bytes of each varint; each says where the entry ends
+    places: np.ndarray  # int64[b], of the bytes of the varints, each of which says where the entry ends
+    factors: np.ndarray  # int64[v, b], what each byte counts in each varint
+    after: np.ndarray  # int64[v], the place behind each varint
     bytes: np.ndarray  # uint64[w], the head filled up with zeros
     extent: np.ndarray  # uint64[w], ones where the head is
     mask: np.ndarray  # uint64[w], the same without the bits that say sizes
@@ -252,12 +297,18 @@ def _entry_head(buffer: np.ndarray, at: int, stop: int) -> _EntryHead | None:
     if len(ends) > 1 or length > end or at + end > stop:
         return None
     fill = bytes(-length % 8)
+    factors = np.zeros((len(sizes), sum(width for _, width in sizes)), np.int64)
+    for number, (_, width) in enumerate(sizes):
+        first = sum(width for _, width in sizes[:number])
+        factors[number, first : first + width] = 128 ** np.arange(width)
     return _EntryHead(
         name=name if name in NAMES else None,
         kind=kind,
         length=length,
         size=end,
-        sizes=sizes,
+        places=np.concatenate([np.arange(place, place + width) for place, width in sizes]),
+        factors=factors,
+        after=np.array([place + width for place, width in sizes]),
         bytes=np.frombuffer(data[:length] + fill, np.uint64),
         extent=np.frombuffer(b"\xff" * length + fill, np.uint64),
         mask=np.frombuffer(bytes(mask) + fill, np.uint64),
@@ -287,56 +338,62 @@ def _values(
         raw = windows(buffer, begin, fixed)
         if KINDS[name] == 1:
             return np.unpackbits(raw, axis=1, count=width, bitorder="little").view(bool)
-        return raw.view("<f4").reshape(-1, width)
+        return raw.view("<f4")
     # Usually one byte a value (masks, segments): the payload is the list.
     if (sizes == width).all():
         raw = windows(buffer, begin, width)
         if raw.max(initial=0) < 128:
             return raw
-    widest = int(sizes.max())
-    if widest == 0:
-        raise wrong(sizes != width, f"{name} is empty, {width} values are expected")
-    raw = windows(buffer, begin, widest + _LONGEST)
-    finishing = (raw < 128) & (np.arange(widest + _LONGEST, dtype=np.int32) < sizes.astype(np.int32)[:, None])
-    last = np.flatnonzero(finishing)
-    bases = np.arange(len(rows)) * raw.shape[1]
-    # Each row has `width` values if all together have so many and the last one of each ends where the row does.
-    if len(last) != len(rows) * width or (last[width - 1 :: width] != bases + sizes - 1).any():
-        counts = finishing.sum(1)
-        bad = (counts != width) | (sizes == 0) | ~finishing[np.arange(len(rows)), np.maximum(sizes - 1, 0)]
+    step = max(1, _VALUES // max(1, width))
+    if len(rows) > step:
+        parts = (slice(first, first + step) for first in range(0, len(rows), step))
+        return np.concatenate([_values(buffer, begin[p], end[p], name, width, rows[p], starts) for p in parts])
+    raw = windows(buffer, begin, int(sizes.max()) + _LONGEST)
+    raw[:, -2:] = 0  # so that nothing behind a list seems to go on in the next row
+    small = np.uint16 if raw.shape[1] < 1 << 16 else np.int64  # several times faster
+    # A value begins at the first byte of the list and behind each that is below 128.
+    begins = np.arange(raw.shape[1], dtype=small) < sizes.astype(small)[:, None]
+    begins[:, 1:] &= raw[:, :-1] < 128
+    first = np.flatnonzero(begins)
+    bases = raw.shape[1] * np.arange(len(rows))
+    closed = (raw.reshape(-1)[bases + np.maximum(sizes - 1, 0)] < 128) | (sizes == 0)
+    # Each row has `width` values if all together have so many and each row's share begins where the row does.
+    if len(first) != len(rows) * width or (first[::width] != bases).any() or not closed.all():
+        counts = begins.sum(1) - ~closed
+        bad = (counts != width) | ~closed
         raise wrong(bad, f"{name} has {int(counts[bad][0])} values where {width} are expected")
-    first = np.empty((len(rows), width), np.int64)
-    first[:, 0] = bases
-    np.add(last.reshape(-1, width)[:, :-1], 1, out=first[:, 1:])
     value = _short_varints(raw.reshape(-1), first)
-    if value is not None:
-        return value
-    last = last.reshape(-1, width)
-    longest = (last - first).max(axis=1) + 1
-    if longest.max() > _LONGEST:
-        raise wrong(longest > _LONGEST, f"{name} holds a varint of more than ten bytes")
-    return _narrow(_long_varints(raw.reshape(-1), first, last - first, int(longest.max())), name)
+    if value is None:
+        size = np.diff(first, append=0)
+        size[width - 1 :: width] = bases + sizes - first[width - 1 :: width]
+        if size.max() > _LONGEST:
+            longest = size.reshape(-1, width).max(axis=1)
+            raise wrong(longest > _LONGEST, f"{name} holds a varint of more than ten bytes")
+        value = _narrow(_long_varints(raw.reshape(-1), first, size - 1, int(size.max())), name)
+    return value.reshape(-1, width)
 
 
 _LONGEST = 10  # bytes of a varint
 
 
 def _short_varints(data: np.ndarray, first: np.ndarray) -> np.ndarray | None:
-    """The varints that begin at these places of uint8[m]; None if one has more than three bytes.
+    """The varints that begin at these places of uint8[m]: uint16 or int32; None if one has more than three bytes.
 
-    _LONGEST bytes must follow the last place.
+    _LONGEST bytes must follow the last place. For each byte is computed what it would begin, because that is done many
+    bytes at once, and taking single ones is not.
     """
-    byte = data[first]
-    value = (byte & np.uint8(127)).astype(np.uint16)
-    byte = data[1:][first] & np.negative(byte >> np.uint8(7))  # 0 where the value has ended
-    value |= (byte & np.uint8(127)).astype(np.uint16) << np.uint16(7)
-    more = byte >> np.uint8(7)
-    if not more.any():
-        return value
-    byte = data[2:][first] & np.negative(more)
-    if byte.max() > 127:
+    more, low = (data >= 128).view(np.uint8), data & np.uint8(127)
+    # products, because NumPy shifts take twice as long
+    value = np.multiply(low[1:-1] * more[:-2], np.uint16(1 << 7), dtype=np.uint16)
+    value += low[:-2]
+    third = data[2:] * (more[:-2] & more[1:-1])  # 0 where the value has ended
+    if third.max(initial=0) < 4:  # so all are below 65,536
+        value += np.multiply(third, np.uint16(1 << 14), dtype=np.uint16)
+        return value.take(first)
+    third = third.take(first)
+    if third.max() > 127:
         return None
-    return value | byte.astype(np.int32) << np.int32(14)
+    return value.take(first) + third.astype(np.int32) * np.int32(1 << 14)
 
 
 def _long_varints(data: np.ndarray, first: np.ndarray, further: np.ndarray, longest: int) -> np.ndarray:
@@ -355,8 +412,9 @@ def _narrow(value: np.ndarray, name: str) -> np.ndarray:
 
 def windows(buffer: np.ndarray, begin: np.ndarray, width: int) -> np.ndarray:
     """Copies `width` bytes at each place, all within the buffer: uint8[n,width]."""
-    view = np.lib.stride_tricks.as_strided(buffer, (len(buffer) - width + 1, width), (1, 1), writeable=False)
-    return view[begin]  # indexing copies the rows asked for; np.take would first copy the whole view
+    # As single items of so many bytes they are copied twice as fast as rows of bytes are.
+    view = np.ndarray(len(buffer) - width + 1, f"V{width}", buffer, 0, (1,))
+    return view[begin].view(np.uint8).reshape(len(begin), width)  # np.take would first copy the whole view
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -41,14 +41,17 @@ def restore(records: Records) -> np.ndarray:
     """Undoes the masking: the labels go back to their positions where the weight is 1.
 
     Args:
-        records: at least `input_ids` int32[n,T] and the three `masked_lm_*` arrays [n,P].
+        records: at least `input_ids` int32[n,T] and the three `masked_lm_*` arrays [n,P]; `check` has seen them.
 
     Returns:
-        The original ids, int32[n,T]; the argument is left as it is.
+        The original ids, int[n,T] of a dtype that holds both; the argument is left as it is.
     """
-    ids = records["input_ids"].copy()
-    rows, slots = np.nonzero(records["masked_lm_weights"] > 0)
-    ids[rows, records["masked_lm_positions"][rows, slots]] = records["masked_lm_ids"][rows, slots]
+    labels, places = records["masked_lm_ids"], records["masked_lm_positions"]
+    ids = np.array(records["input_ids"], np.promote_types(records["input_ids"].dtype, labels.dtype), order="C")
+    n, length = ids.shape
+    used = np.flatnonzero(records["masked_lm_weights"] > 0)
+    # one index into all rows is several times faster than a pair of indices
+    ids.reshape(-1)[(places + length * np.arange(n)[:, None]).ravel()[used]] = labels.ravel()[used]
     return ids
 
 
@@ -87,15 +90,14 @@ def check(records: Records, spec: RecordSpec, vocab_size: int, where: str, first
     numbers = np.broadcast_to(np.asarray(first), (n,)) + (np.arange(n) if np.ndim(first) == 0 else 0)
     for name, bound in bounds.items():
         values = records[name].reshape(n, -1)
-        wrong = (values < 0) | (values >= bound)
-        if wrong.any():
-            row, column = np.argwhere(wrong)[0]
+        if values.min(initial=0) < 0 or values.max(initial=0) >= bound:
+            row, column = np.argwhere((values < 0) | (values >= bound))[0]
             raise UserError(
                 f"{name} holds {values[row, column]} where values run from 0 to {bound - 1}",
                 f"{where}, record {numbers[row]}",
                 "the shard was made with another tokenizer or length: use the one named in its manifest",
             )
-    padded = np.diff(records["input_mask"], axis=1) > 0
+    padded = records["input_mask"][:, 1:] > records["input_mask"][:, :-1]
     if padded.any():
         raise UserError(
             "padding stands before a token",

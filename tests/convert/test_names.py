@@ -54,7 +54,7 @@ def test_a_leaf_without_a_row_is_an_error(config: BertConfig, params: dict) -> N
 def test_missing_left_over_and_misshapen_tensors_are_named(config: BertConfig, params: dict) -> None:
     tensors = to_foreign(HUGGING_FACE, config, params)
     bias = "bert.encoder.layer.2.output.dense.bias"
-    with pytest.raises(UserError, match=f"1 tensors are missing: {bias}"):
+    with pytest.raises(UserError, match=f"1 tensor is missing: {bias}"):
         from_foreign(HUGGING_FACE, config, {k: v for k, v in tensors.items() if k != bias}, "here")
     with pytest.raises(UserError, match="layer.3.output.dense.bias"):
         more = {**tensors, "bert.encoder.layer.3.output.dense.bias": tensors[bias]}

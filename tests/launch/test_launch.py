@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(p.name for p in LAUNCH.iterdir())
 TRAINING = ["local.sh", "gpu.sh", "slurm.sbatch", "tpu_vm.sh"]
-MODULES = {"export": "exchange", "fill-mask": "fill_mask"}
+MODULES = {"fill-mask": "fill_mask"}
 SLICE = {"NAME": "n", "ZONE": "z", "TYPE": "t", "BUCKET": "b"}
 
 

@@ -17,6 +17,7 @@ from bert_jax.model import bert
 from bert_jax.model.attention import attend_xla, attention_bias
 from bert_jax.model.layers import Layer, gelu
 from tests.conftest import random_batch
+from tests.readable import readable_params
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -121,3 +122,17 @@ def test_dropout_masks_of_layers_differ(small_world: BertConfig, loud_params: di
     by_key = [layer.apply({"params": second}, unrolled[1], bias, jax.random.fold_in(keys, n)) for n in (0, 1)]
     np.testing.assert_allclose(by_key[1], unrolled[2], atol=1e-5)
     assert np.abs(by_key[0] - unrolled[2]).max() > 0.1
+
+
+@pytest.mark.parametrize("scan", ["on", "off"])
+def test_groups_are_layers_that_stand_several_times(small_world: BertConfig, scan: str) -> None:
+    """Two groups over four layers compute what four layers with the weights written out twice do."""
+    shared = replace(small_world, layers=4, groups=2, embedding=12)
+    params = readable_params(shared)
+    twice = {**params, "layers": jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0), params["layers"])}
+    batch = random_batch(shared, 2)
+    run = partial(bert.encode, batch=batch, execution=Execution(scan=scan))
+    found = np.asarray(run(shared, params, all_layers=True).layers)
+    np.testing.assert_allclose(found, run(replace(shared, groups=0), twice, all_layers=True).layers, atol=1e-5)
+    assert np.abs(found[1] - found[2]).max() > 0.1
+    np.testing.assert_allclose(run(shared, params, depth=3).hidden, found[3], atol=1e-5)

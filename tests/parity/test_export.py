@@ -13,11 +13,10 @@ from safetensors.numpy import load_file
 
 from tests.parity.foreign import torch, transformers  # first: skips where they are missing
 
-from bert_jax import exchange  # isort: skip
-from bert_jax.convert import huggingface
+from bert_jax.convert import huggingface  # isort: skip
 from bert_jax.convert.families import BERT, Kind, config_from_json, config_to_json
 from bert_jax.convert.loaded import Loaded
-from bert_jax.convert.proof import prove
+from bert_jax.convert.proof import demand, prove
 from bert_jax.errors import UserError
 from tests.readable import readable_config, readable_params, readable_tokenizer
 
@@ -115,4 +114,4 @@ def test_a_tokenizer_that_gives_other_ids_is_no_proof(
     path = tmp_path / "out/tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"split_special_tokens": False}))
     with pytest.raises(UserError, match="not proved .*: 1 text with other ids; see proof.json"):
-        exchange._prove(tmp_path / "out", BERT.kinds[0])
+        demand(prove(tmp_path / "out", model, BERT.kinds[0]), str(tmp_path / "out"))

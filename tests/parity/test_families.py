@@ -95,9 +95,7 @@ def test_names_of_other_years_are_read_as_todays(tmp_path: Path) -> None:
     old["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"]
     params, notes = huggingface.from_tensors(old, expected.config, family, "here")
     assert dict(_leaves(params)).keys() == dict(_leaves(expected.params)).keys() and not notes
-    bare = {
-        name.removeprefix("bert."): tensor for name, tensor in old.items() if name.startswith("bert.")
-    }
+    bare = {name.removeprefix("bert."): tensor for name, tensor in old.items() if name.startswith("bert.")}
     params, _ = huggingface.from_tensors(bare, expected.config, family, "here")
     assert set(params) == {"embeddings", "layers", "pooler"}
     np.testing.assert_array_equal(params["pooler"]["bias"], expected.params["pooler"]["bias"])

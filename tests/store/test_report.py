@@ -130,6 +130,31 @@ def test_the_eta_weighs_steps_by_their_stage(run: Path, monkeypatch: pytest.Monk
     assert log[-1].endswith("1.0 steps/s  100 tokens/s + 22% padding  ETA 1 min 00 s")
 
 
+def test_the_eta_forgets_the_first_stretch_and_what_is_compiled_once(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that warms up, then 11 of a second each, between them an hour of compiling and 10 s of evaluation."""
+    now = [0.0]
+    monkeypatch.setattr(clock_module.time, "perf_counter", lambda: now[0])
+    clock = Clock()
+    report = reporter(run, seconds=5.0, clock=clock)
+    with clock.timed("training"), report:
+        report.pause()
+        for step, seconds in enumerate([50, 1, 1, 1, 1, 1], 1):
+            now[0] += seconds
+            report.step(train_row(step, 7.0), AMOUNT)
+        with clock.timed("compiling"):
+            now[0] += 3600
+        report.pause()
+        with clock.timed("evaluating"):
+            now[0] += 10
+        for step in range(7, 13):
+            now[0] += 1
+            report.step(train_row(step, 7.0), AMOUNT)
+    log = [line for line in (run / "log.txt").read_text(encoding="utf-8").splitlines() if "  ETA " in line]
+    assert log[-1].endswith("ETA 1 min 50 s")  # 18 steps and 10 of four times the size, at 21 s for 11
+
+
 def test_timings_of_a_session_add_up(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(clock_module.time, "perf_counter", lambda: now[0])

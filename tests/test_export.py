@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax import exchange
+from bert_jax import export as verb
 from bert_jax.api import load
 from bert_jax.config import Recipe
 from bert_jax.convert import huggingface
@@ -24,19 +25,27 @@ from tests.readable import readable_config, readable_params, readable_tokenizer
 
 
 def export(*arguments: object) -> int:
+    """`bert-jax export`, not proved unless asked: tests/parity does that."""
     parser = argparse.ArgumentParser()
-    exchange.add_arguments(parser)
-    return exchange.run(parser.parse_args([str(a) for a in arguments]))
+    verb.add_arguments(parser)
+    return verb.run(parser.parse_args(["--no-prove", *map(str, arguments)]))
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two checkpoints: the readable weights, and twice those."""
+    """A run of two checkpoints, its vocabulary padded as in training: the readable weights, and twice those."""
     box = tmp_path_factory.mktemp("exchange")
     (box / "data").mkdir()
     (box / "data/manifest.json").write_text("{}")
     readable_tokenizer().save(box / "data/tokenizer")
     config, params = readable_config(), jax.tree.map(jnp.asarray, readable_params(readable_config()))
+    word, bias = params["embeddings"]["word"], params["masked_lm"]["bias"]
+    config = replace(config, vocab_multiple=128)
+    more = config.vocab_rows - config.vocab_size
+    params["embeddings"]["word"], params["masked_lm"]["bias"] = (
+        jnp.pad(word, ((0, more), (0, 0))),
+        jnp.pad(bias, (0, more)),
+    )
     rundir.open_run(box / "run", Recipe(), config, [box / "data"], {"manifests": ["digest"], "git": "abc"})
     checkpoints = Checkpoints(box / "run", keep=2)
     checkpoints.save(5, params, {"count": jnp.zeros(())}, {})
@@ -90,6 +99,6 @@ def test_a_proof_that_cannot_be_made_is_refused_before_anything_is_written(run_d
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run directory; give one that `bert-jax pretrain` made"):
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="this directory is empty; give a run directory"):
         export(tmp_path, tmp_path / "out")

@@ -1,0 +1,140 @@
+"""`bert-jax export`: a model as other libraries' files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert_jax.api import open_model
+from bert_jax.convert import google, huggingface, onnx, stablehlo
+from bert_jax.convert.directory import whole_directory
+from bert_jax.convert.loaded import Loaded
+from bert_jax.convert.names import flatten
+from bert_jax.convert.opening import open_foreign
+from bert_jax.convert.origin import origin
+from bert_jax.convert.proof import LIBRARIES, demand, not_proved, prove, wanted, write_proof
+from bert_jax.store.rundir import read_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="a run directory, or what `bert-jax import` reads or wrote")
+    parser.add_argument("out", type=Path, help="the directory to write")
+    parser.add_argument(
+        "--format",
+        choices=tuple(FORMATS),
+        default="huggingface",
+        help="; ".join(f"{name}: {one.what}" for name, one in FORMATS.items()) + " (huggingface)",
+    )
+    parser.add_argument(
+        "--model",
+        choices=("pretraining", "masked-lm", "encoder"),
+        help="the class that will be loaded: pretraining (as BertForPreTraining), masked-lm (BertForMaskedLM) or "
+        "encoder (BertModel); the one with all of the model's parts if not given",
+    )
+    parser.add_argument("--step", type=int, help="the checkpoint of a run to export (the newest)")
+    parser.add_argument("--force", action="store_true", help="replace an earlier export")
+    parser.add_argument(
+        "--prove",
+        action=argparse.BooleanOptionalAction,
+        help="load it with the foreign library, compare every layer and head, and write proof.json (done where the "
+        "library is installed; --prove insists on it, --no-prove leaves it out)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write and compare; a failed comparison leaves the files and ends with status 1."""
+    chosen = FORMATS[args.format]
+    proving = wanted(args.prove, chosen.libraries)  # first: what was not proved would be in a second try's way
+    loaded = open_model(args.source, args.step)
+    kind = huggingface.kind_for(loaded, args.model, str(args.out))
+    parts = {part: tree for part, tree in loaded.params.items() if part in kind.parts}
+    loaded = replace(loaded, params=parts, architecture=kind.architecture)
+    chosen.write(args.out, loaded, args.force, *_record(args.source, loaded))
+    after = f" after step {loaded.step:,}" if loaded.step is not None else ""
+    print(f"{args.out}: {kind.architecture}{after}, {chosen.what}, {_megabytes(args.out)}")
+    print(chosen.prove(args.out, loaded) if proving else not_proved(args.prove, chosen.libraries))
+    return 0
+
+
+def _record(source: Path, loaded: Loaded) -> tuple[dict[str, Any], dict[str, str]]:
+    """What an export says of where it comes from, and the files of a run that go with it."""
+    if loaded.step is None:
+        return origin(source, loaded), {}
+    recipe = (source / "recipe.toml").read_text(encoding="utf-8")
+    return {**read_json(source / "provenance.json"), "step": loaded.step}, {"recipe.toml": recipe}
+
+
+def _megabytes(folder: Path) -> str:
+    return f"{sum(p.stat().st_size for p in folder.rglob('*') if p.is_file()) / 1e6:,.1f} MB"
+
+
+# --------------------------------------------------------------------------------------------------- the formats
+
+
+@dataclass(frozen=True)
+class Format:
+    """What is written, by what, and how it is compared: `prove` gives one sentence, and raises `UserError` where the
+    comparison fails. `libraries` is what the latter takes, and what pip is to install for each."""
+
+    what: str
+    write: Callable[[Path, Loaded, bool, dict[str, Any], dict[str, str]], object]
+    prove: Callable[[Path, Loaded], str]
+    libraries: dict[str, str]
+
+
+def _write_huggingface(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: dict[str, str]) -> None:
+    huggingface.write(out, loaded, force=force, provenance=provenance, extra=extra)
+
+
+def _prove_huggingface(out: Path, loaded: Loaded) -> str:
+    kind = huggingface.kind_for(loaded, None, str(out))
+    # what is proved is what stands in the files, so it is read from there
+    return demand(prove(out, open_foreign(out), kind), str(out))
+
+
+def _write_tf1(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: dict[str, str]) -> None:
+    google.write(out, loaded, force=force, provenance=provenance, extra=extra)
+
+
+def _prove_tf1(out: Path, loaded: Loaded) -> str:
+    """Nothing but TensorFlow 1 runs these; what can be said here is that every tensor stands in the files."""
+    ours, theirs = (dict(flatten(one.params)) for one in (loaded, open_foreign(out)))
+    assert ours.keys() == theirs.keys() and all(np.array_equal(ours[path], theirs[path]) for path in ours)
+    return f"read back: all {len(ours)} parameters equal bit for bit"
+
+
+def _write_onnx(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: dict[str, str]) -> None:
+    with whole_directory(out, force, provenance, extra) as folder:
+        onnx.write_onnx(folder / "model.onnx", loaded)
+        huggingface.write_settings(folder, loaded)
+
+
+def _prove_onnx(out: Path, loaded: Loaded) -> str:
+    proof = onnx.prove(out / "model.onnx", loaded)
+    write_proof(out, proof)
+    return demand(proof, str(out))
+
+
+def _write_stablehlo(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: dict[str, str]) -> None:
+    with whole_directory(out, force, provenance, extra) as folder:
+        stablehlo.write_stablehlo(folder, loaded)
+        loaded.tokenizer.save(folder / "tokenizer")
+
+
+def _prove_stablehlo(out: Path, loaded: Loaded) -> str:
+    proof = stablehlo.prove(out, loaded)
+    write_proof(out, proof)
+    return demand(proof, str(out))
+
+
+FORMATS = {
+    "huggingface": Format("a transformers directory", _write_huggingface, _prove_huggingface, LIBRARIES),
+    "tf1": Format("a checkpoint for google-research/bert", _write_tf1, _prove_tf1, {}),
+    "onnx": Format("an ONNX file", _write_onnx, _prove_onnx, {"onnxruntime": "'bert-jax[onnx]'"}),
+    "stablehlo": Format("StableHLO for jax.export", _write_stablehlo, _prove_stablehlo, {}),
+}
