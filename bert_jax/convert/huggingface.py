@@ -58,7 +58,7 @@ def write(
     kind: str | None = None,
     force: bool = False,
     provenance: Mapping[str, Any] | None = None,
-    extra: Mapping[str, str] | None = None,
+    extra: Mapping[str, str | bytes] | None = None,
 ) -> Kind:
     """Write a transformers directory, whole or not at all.
 
@@ -67,7 +67,7 @@ def write(
         kind: "pretraining", "masked-lm" or "encoder"; the class with all of the model's parts if not given.
         force: replace an earlier export at `out`; anything else there is never touched.
         provenance: where the weights come from.
-        extra: texts of further files by name.
+        extra: further files by name, in folders where the name says so.
 
     Returns:
         The class that was written.
@@ -101,7 +101,8 @@ def write(
         tokenizer.save(folder)
         _limit_length(folder / "tokenizer_config.json", config)
         for name, text in (extra or {}).items():
-            (folder / name).write_text(text, encoding="utf-8")
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
     return chosen
 
 
