@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.api import open_model
-from bert_jax.convert import google, huggingface, onnx, stablehlo
+from bert_jax.api import Model, open_model
+from bert_jax.convert import google, huggingface, onnx, sentence_transformers, stablehlo
 from bert_jax.convert.directory import whole_directory
-from bert_jax.convert.loaded import Loaded
+from bert_jax.convert.loaded import Loaded, Pooling
 from bert_jax.convert.names import flatten
 from bert_jax.convert.opening import open_foreign
 from bert_jax.convert.origin import origin
 from bert_jax.convert.proof import LIBRARIES, demand, not_proved, prove, wanted, write_proof
+from bert_jax.errors import UserError
 from bert_jax.store.rundir import read_json
 
 
@@ -36,6 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the class that will be loaded: pretraining (as BertForPreTraining), masked-lm (BertForMaskedLM) or "
         "encoder (BertModel); the one with all of the model's parts if not given",
     )
+    parser.add_argument("--pooling", choices=("mean", "cls", "max"), help="for sentence-transformers (mean)")
+    parser.add_argument("--normalize", action="store_true", help="for sentence-transformers: vectors of length 1")
+    parser.add_argument(
+        "--whiten",
+        nargs=2,
+        metavar=("TEXTS", "SIZE"),
+        help="for sentence-transformers: a dense layer that makes vectors of SIZE numbers without correlation, fitted on "
+        "a file with a text a line",
+    )
     parser.add_argument("--step", type=int, help="the checkpoint of a run to export (the newest)")
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
     parser.add_argument(
@@ -49,16 +59,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write and compare; a failed comparison leaves the files and ends with status 1."""
     chosen = FORMATS[args.format]
+    if args.format != "sentence-transformers" and (args.pooling or args.normalize or args.whiten):
+        raise UserError(
+            "--pooling, --normalize and --whiten make sentence vectors",
+            f"--format {args.format}",
+            "add --format sentence-transformers, or leave them out",
+        )
     proving = wanted(args.prove, chosen.libraries)  # first: what was not proved would be in a second try's way
     loaded = open_model(args.source, args.step)
-    kind = huggingface.kind_for(loaded, args.model, str(args.out))
+    wanted_kind = "encoder" if args.format == "sentence-transformers" else args.model
+    kind = huggingface.kind_for(loaded, wanted_kind, str(args.out))
     parts = {part: tree for part, tree in loaded.params.items() if part in kind.parts}
     loaded = replace(loaded, params=parts, architecture=kind.architecture)
+    if args.format == "sentence-transformers":
+        loaded = replace(loaded, pooling=_pooling(args, loaded))
     chosen.write(args.out, loaded, args.force, *_record(args.source, loaded))
     after = f" after step {loaded.step:,}" if loaded.step is not None else ""
     print(f"{args.out}: {kind.architecture}{after}, {chosen.what}, {_megabytes(args.out)}")
     print(chosen.prove(args.out, loaded) if proving else not_proved(args.prove, chosen.libraries))
     return 0
+
+
+def _pooling(args: argparse.Namespace, loaded: Loaded) -> Pooling:
+    """What was asked for, over what the model came with."""
+    pooling = loaded.pooling or Pooling()
+    pooling = replace(pooling, mode=args.pooling or pooling.mode, normalize=args.normalize or pooling.normalize)
+    if args.whiten is None:
+        return pooling
+    path, size = args.whiten
+    if not size.isdigit():
+        raise UserError(f"{size!r} is no number of directions", "--whiten", "give TEXTS and a number")
+    try:
+        texts = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot be read ({error})", path, "give a UTF-8 file with a text a line") from None
+    bare = replace(loaded, pooling=replace(pooling, normalize=False, dense=()))
+    dense = sentence_transformers.fit_whitening(Model.of(bare).encode(texts), int(size))
+    return replace(pooling, dense=(dense,))
 
 
 def _record(source: Path, loaded: Loaded) -> tuple[dict[str, Any], dict[str, str]]:
@@ -95,6 +132,10 @@ def _prove_huggingface(out: Path, loaded: Loaded) -> str:
     kind = huggingface.kind_for(loaded, None, str(out))
     # what is proved is what stands in the files, so it is read from there
     return demand(prove(out, open_foreign(out), kind), str(out))
+
+
+def _write_sentences(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: dict[str, str]) -> None:
+    sentence_transformers.write(out, loaded, force=force, provenance=provenance, extra=extra)
 
 
 def _write_tf1(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: dict[str, str]) -> None:
@@ -134,6 +175,9 @@ def _prove_stablehlo(out: Path, loaded: Loaded) -> str:
 
 FORMATS = {
     "huggingface": Format("a transformers directory", _write_huggingface, _prove_huggingface, LIBRARIES),
+    "sentence-transformers": Format(
+        "a sentence-transformers directory", _write_sentences, _prove_huggingface, LIBRARIES
+    ),
     "tf1": Format("a checkpoint for google-research/bert", _write_tf1, _prove_tf1, {}),
     "onnx": Format("an ONNX file", _write_onnx, _prove_onnx, {"onnxruntime": "'bert-jax[onnx]'"}),
     "stablehlo": Format("StableHLO for jax.export", _write_stablehlo, _prove_stablehlo, {}),

@@ -16,12 +16,13 @@ import pytest
 
 import bert_jax
 from bert_jax import fill_mask
-from bert_jax.api import Model, _masked_ids, load
+from bert_jax.api import Model, load
 from bert_jax.config import BertConfig, Execution
 from bert_jax.convert import huggingface
 from bert_jax.convert.loaded import Loaded
 from bert_jax.errors import UserError
 from bert_jax.model import bert
+from bert_jax.rows import masked_ids
 from bert_jax.text.tokenizer import Tokenizer
 from data_prep.train_tokenizer import TokenizerSettings, train
 from tests.readable import readable_config, readable_params, readable_tokenizer
@@ -123,8 +124,8 @@ def test_no_texts_give_no_vectors(model: Model) -> None:
 def test_what_cannot_be_asked_is_told(model: Model) -> None:
     with pytest.raises(UserError, match="no layer 4; choose from 0 to 3"):
         model.encode(["a"], layer=4)
-    with pytest.raises(UserError, match="pool = 'max' is unknown"):
-        model.encode(["a"], pool="max")  # pyright: ignore[reportCallIssue, reportArgumentType]
+    with pytest.raises(UserError, match="pool = 'least' is unknown"):
+        model.encode(["a"], pool="least")  # pyright: ignore[reportCallIssue, reportArgumentType]
     with pytest.raises(UserError, match="the pooler reads the last layer"):
         model.encode(["a"], layer=1, pool="pooled")
     with pytest.raises(UserError, match="length = 49 cannot be; choose from 3 to 48"):
@@ -158,7 +159,7 @@ def test_a_sign_right_after_a_mask_is_that_sign_and_not_a_word_of_its_own(tmp_pa
     model = Model(replace(readable_config(), vocab_size=90), {}, tokenizer)
 
     def pieces(text: str) -> list[str]:
-        return [tokenizer.pieces[i] for i in _masked_ids(model.tokenizer, text)]
+        return [tokenizer.pieces[i] for i in masked_ids(model.tokenizer, text)]
 
     whole = [tokenizer.pieces[i] for i in tokenizer.encode_batch(["the cat sat."]).ids]
     assert whole[-1] == "." and whole[-2] != "."

@@ -26,6 +26,7 @@ NOUNS = {
     "convert": {"config", "errors", "model", "text"},
     "footprint": {"config", "data", "errors", "model", "train"},  # what a step holds; `plan` and benchmarks ask it
     "advice": {"config", "data", "errors", "text"},
+    "rows": {"data", "errors", "text"},  # texts as rows for the questions that `api` answers
     "data_prep": {"text", "config", "errors"},
 }
 VERBS = {

@@ -23,14 +23,14 @@ PROVENANCE = "provenance.json"
 
 @contextmanager
 def whole_directory(
-    out: Path, force: bool, provenance: Mapping[str, Any], extra: Mapping[str, str] | None = None
+    out: Path, force: bool, provenance: Mapping[str, Any], extra: Mapping[str, str | bytes] | None = None
 ) -> Iterator[Path]:
     """A folder beside `out` that takes its place at the end; on any error nothing has changed.
 
     Args:
         force: replace what an earlier export left at `out`; anything else there is never touched.
         provenance: where the weights come from, written into the folder.
-        extra: texts of further files by name.
+        extra: what is in further files, by name; a name may have a folder.
 
     Raises:
         UserError: `out` exists and may not be replaced, or nothing can be written there.
@@ -48,7 +48,8 @@ def whole_directory(
         write_json(folder / PROVENANCE, dict(provenance))
         yield folder
         for name, text in (extra or {}).items():
-            (folder / name).write_text(text, encoding="utf-8")
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
         old = folder.with_name(folder.name + ".old")
         if out.exists():
             os.replace(out, old)

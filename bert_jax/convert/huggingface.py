@@ -62,7 +62,7 @@ def write(
     kind: str | None = None,
     force: bool = False,
     provenance: Mapping[str, Any] | None = None,
-    extra: Mapping[str, str] | None = None,
+    extra: Mapping[str, str | bytes] | None = None,
 ) -> Kind:
     """Write a transformers directory, whole or not at all.
 
@@ -71,7 +71,7 @@ def write(
         kind: "pretraining", "masked-lm" or "encoder"; the class with all of the model's parts if not given.
         force: replace an earlier export at `out`; anything else there is never touched.
         provenance: where the weights come from.
-        extra: texts of further files by name.
+        extra: further files by name, in folders where the name says so.
 
     Returns:
         The class that was written.

@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
 
 from bert_jax.config import BertConfig
 from bert_jax.convert.names import Params
 from bert_jax.text.tokenizer import Tokenizer
 
 
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A product after pooling: `kernel` float32[D, E], `bias` float32[E] or none, `activation` "identity" or "tanh"."""
+
+    kernel: np.ndarray
+    bias: np.ndarray | None = None
+    activation: Literal["identity", "tanh"] = "identity"
+
+    def __call__(self, vectors: np.ndarray) -> np.ndarray:
+        """float32[n, D] → float32[n, E]."""
+        out = vectors @ self.kernel
+        out = out if self.bias is None else out + self.bias
+        return np.tanh(out) if self.activation == "tanh" else out
+
+
 @dataclass(frozen=True)
 class Pooling:
-    """How a sentence-transformers directory makes one vector of a text: `mode` over the last layer's tokens, then
-    perhaps length 1. `length` is the most tokens that it reads (None: the position table's)."""
+    """How a sentence-transformers directory makes one vector of a text.
 
-    mode: str = "mean"
+    Attributes:
+        mode: over the last layer's tokens, with [CLS] and [SEP].
+        dense: products after it, in their order.
+        normalize: scale the result to length 1.
+        length: the most tokens that it reads, with [CLS] and [SEP] (None: the position table's).
+    """
+
+    mode: Literal["cls", "mean", "max"] = "mean"
     normalize: bool = False
     length: int | None = None
+    dense: tuple[Dense, ...] = ()
 
 
 @dataclass(frozen=True)

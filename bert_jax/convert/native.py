@@ -15,12 +15,13 @@ import numpy as np
 from bert_jax.config import BertConfig
 from bert_jax.convert.directory import read_json, whole_directory, write_json, write_tensors
 from bert_jax.convert.families import FAMILIES, family_of
-from bert_jax.convert.loaded import Loaded, Pooling
+from bert_jax.convert.loaded import Dense, Loaded, Pooling
 from bert_jax.convert.names import Params, flatten, our_shape
 from bert_jax.convert.safetensors_file import read_safetensors
 from bert_jax.errors import UserError
 from bert_jax.text.tokenizer import Tokenizer
 
+DENSE = "pooling/dense/"  # the products after pooling stand under this in the weights
 MODEL, WEIGHTS, TOKENIZER = "model.json", "weights.safetensors", "tokenizer"
 SCHEMA = 1
 
@@ -36,7 +37,9 @@ def write(out: str | Path, loaded: Loaded, *, force: bool = False, provenance: M
     Raises:
         UserError: `out` exists or cannot be written.
     """
-    pooling = None if loaded.pooling is None else dataclasses.asdict(loaded.pooling)
+    pooling, dense = None, ()
+    if loaded.pooling is not None:
+        pooling, dense = _pooling_to_json(loaded.pooling), loaded.pooling.dense
     tree = {
         "schema": SCHEMA,
         "architecture": loaded.architecture,
@@ -45,6 +48,10 @@ def write(out: str | Path, loaded: Loaded, *, force: bool = False, provenance: M
         "notes": list(loaded.notes),
     }
     tensors = {path: np.ascontiguousarray(leaf) for path, leaf in flatten(loaded.params)}
+    for number, product in enumerate(dense):
+        tensors[f"{DENSE}{number}/kernel"] = np.ascontiguousarray(product.kernel)
+        if product.bias is not None:
+            tensors[f"{DENSE}{number}/bias"] = product.bias
     with whole_directory(Path(out), force, provenance) as folder:
         write_tensors(folder / WEIGHTS, tensors)
         write_json(folder / MODEL, tree)
@@ -65,13 +72,14 @@ def read(directory: str | Path) -> Loaded:
         if tree["schema"] > SCHEMA:
             raise UserError(f"schema {tree['schema']} is of a later bert_jax", where, "install that, or import anew")
         config, architecture = BertConfig(**tree["config"]), tree["architecture"]
-        pooling = None if tree["pooling"] is None else Pooling(**tree["pooling"])
+        tensors = read_safetensors(directory / WEIGHTS)
+        pooling = None if tree["pooling"] is None else _pooling_of(tree["pooling"], tensors)
         notes = tuple(tree["notes"])
         if architecture not in known:
             raise KeyError(architecture)
     except (KeyError, TypeError) as error:
         raise UserError(f"not a model of ours ({error})", where, "import it anew") from None
-    tensors = read_safetensors(directory / WEIGHTS)
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(DENSE)}
     params: Params = {}
     parts = {name.split("/")[0] for name in tensors}
     rows = family_of(architecture).rows_of(config, parts)
@@ -87,3 +95,23 @@ def read(directory: str | Path) -> Loaded:
             node = node.setdefault(part, {})
         node[last] = tensors[row.path]
     return Loaded(config, params, Tokenizer.load(directory / TOKENIZER), architecture, pooling, notes=notes)
+
+
+def _pooling_to_json(pooling: Pooling) -> dict[str, Any]:
+    return {
+        "mode": pooling.mode,
+        "normalize": pooling.normalize,
+        "length": pooling.length,
+        "dense": [dense.activation for dense in pooling.dense],
+    }
+
+
+def _pooling_of(tree: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> Pooling:
+    """Raises KeyError or TypeError if something is missing or unknown."""
+    if unknown := [name for name in tree.get("dense", ()) if name not in ("identity", "tanh")]:
+        raise KeyError(unknown[0])
+    dense = tuple(
+        Dense(tensors[f"{DENSE}{number}/kernel"], tensors.get(f"{DENSE}{number}/bias"), activation)
+        for number, activation in enumerate(tree.get("dense", ()))
+    )
+    return Pooling(**{**tree, "dense": dense})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bert_jax.convert import google, huggingface, native
+from bert_jax.convert import google, huggingface, native, sentence_transformers
 from bert_jax.convert.loaded import Loaded
 from bert_jax.errors import UserError
 
@@ -25,6 +25,8 @@ def open_foreign(path: str | Path, drop: Sequence[str] = ()) -> Loaded:
     path = Path(path)
     if native.is_directory(path):
         loaded = native.read(path)
+    elif sentence_transformers.is_directory(path):
+        loaded = sentence_transformers.read(path, drop)
     elif huggingface.is_directory(path):
         loaded = huggingface.read(path, drop)
     elif google.holds(path):

@@ -117,8 +117,6 @@ def _read_zip(file: BinaryIO) -> tuple[dict[str, _Tensor], dict[str, np.ndarray]
     try:
         with zipfile.ZipFile(file) as archive:
             members = _members(archive, os.fstat(file.fileno()).st_size)
-            if "constants.pkl" in members:
-                raise Refused("this is TorchScript, a program and not a state dict")
             if "data.pkl" not in members:
                 raise Broken("there is no data.pkl in the archive")
             if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
@@ -145,6 +143,8 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     """What is in the one folder of the archive, by names without it; nothing compressed, nothing there twice."""
     members: dict[str, zipfile.ZipInfo] = {}
     total = 0
+    if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+        raise Refused("this is TorchScript, a program and not a state dict")
     for member in archive.infolist():
         name = member.filename.partition("/")[2] or member.filename
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:

@@ -51,7 +51,8 @@ class MaskedLM(nn.Module):
         bias = self.param("bias", zeros("vocab"), (c.vocab_rows,), jnp.float32)
         if c.vocab_rows > c.vocab_size:  # here, where a bias is added anyway, it costs no pass over the logits
             bias = jnp.where(jnp.arange(c.vocab_rows) < c.vocab_size, bias, NEVER)
-        logits = multiply(x.reshape(-1, c.embedding_width), word.T, self.dtype, jnp.float32) + bias[None]
+        logits: Array = multiply(x.reshape(-1, c.embedding_width), word.T, self.dtype, jnp.float32)
+        logits = logits + bias[None]
         return logits.reshape(*chosen.shape[:2], -1)
 
 

@@ -36,15 +36,15 @@ def decode(
     names: Sequence[str] = NAMES,
     narrow: bool = False,
 ) -> Records:
-    """The features of a block of Examples. About a thousand at once are fast.
+    """The features of a block of Examples. A thousand or more at once are fast.
 
     Args:
         examples: n Examples.
         spec: T and P; another number of values is refused.
         shared: leave out those of our own features that any record lacks, instead of filling them with 0 or -1.
         names: the features to decode; the others are not looked at.
-        narrow: integers in the dtypes that they were decoded to, uint8 or uint16 where they fit. Half of the time is
-            writing of int32 otherwise; who adds to them or changes their sign must take care.
+        narrow: integers in the dtypes that they were decoded to, uint8 or uint16 where they fit: less to write and to
+            pass over again. Who adds to them or changes their sign must take care.
 
     Returns:
         Records: those of the seven features that were asked for, and those of ours that any record has; new arrays in
@@ -352,17 +352,17 @@ def _values(
     raw[:, -2:] = 0  # so that nothing behind a list seems to go on in the next row
     small = np.uint16 if raw.shape[1] < 1 << 16 else np.int64  # several times faster
     # A value begins at the first byte of the list and behind each that is below 128.
-    begins = np.arange(raw.shape[1], dtype=small) < sizes.astype(small)[:, None]
-    begins[:, 1:] &= raw[:, :-1] < 128
+    begins, more = np.arange(raw.shape[1], dtype=small) < sizes.astype(small)[:, None], raw > 127
+    np.greater(begins[:, 1:], more[:, :-1], out=begins[:, 1:])
     first = np.flatnonzero(begins)
     bases = raw.shape[1] * np.arange(len(rows))
-    closed = (raw.reshape(-1)[bases + np.maximum(sizes - 1, 0)] < 128) | (sizes == 0)
+    closed = ~more.reshape(-1)[bases + np.maximum(sizes - 1, 0)] | (sizes == 0)
     # Each row has `width` values if all together have so many and each row's share begins where the row does.
     if len(first) != len(rows) * width or (first[::width] != bases).any() or not closed.all():
         counts = begins.sum(1) - ~closed
         bad = (counts != width) | ~closed
         raise wrong(bad, f"{name} has {int(counts[bad][0])} values where {width} are expected")
-    value = _short_varints(raw.reshape(-1), first)
+    value = _short_varints(raw.reshape(-1), more.reshape(-1), first)
     if value is None:
         size = np.diff(first, append=0)
         size[width - 1 :: width] = bases + sizes - first[width - 1 :: width]
@@ -376,24 +376,27 @@ def _values(
 _LONGEST = 10  # bytes of a varint
 
 
-def _short_varints(data: np.ndarray, first: np.ndarray) -> np.ndarray | None:
+def _short_varints(data: np.ndarray, more: np.ndarray, first: np.ndarray) -> np.ndarray | None:
     """The varints that begin at these places of uint8[m]: uint16 or int32; None if one has more than three bytes.
 
-    _LONGEST bytes must follow the last place. For each byte is computed what it would begin, because that is done many
-    bytes at once, and taking single ones is not.
+    `more` bool[m] says which bytes another one follows; _LONGEST bytes must follow the last place. For each byte is
+    computed what it would begin, because that is done many bytes at once, and taking single ones is not.
     """
-    more, low = (data >= 128).view(np.uint8), data & np.uint8(127)
-    # products, because NumPy shifts take twice as long
-    value = np.multiply(low[1:-1] * more[:-2], np.uint16(1 << 7), dtype=np.uint16)
-    value += low[:-2]
-    third = data[2:] * (more[:-2] & more[1:-1])  # 0 where the value has ended
-    if third.max(initial=0) < 4:  # so all are below 65,536
-        value += np.multiply(third, np.uint16(1 << 14), dtype=np.uint16)
+    more, low = more.view(np.uint8), data & np.uint8(127)
+    second = low[1:-1] * more[:-2]
+    third = data[2:] * (more[:-2] & more[1:-1])  # 0, as the second, where the value has ended before
+    most = int(third.max(initial=0))
+    if most < 4:  # so all are below 65,536; products, because NumPy shifts take twice as long
+        second |= third * np.uint8(1 << 7)  # its lowest bit: the second has seven
+        value = np.multiply(second, np.uint16(1 << 7), dtype=np.uint16)
+        value += low[:-2]
+        if most > 1:
+            value += np.multiply(third & np.uint8(2), np.uint16(1 << 14), dtype=np.uint16)
         return value.take(first)
-    third = third.take(first)
+    third = third.take(first).astype(np.int32)
     if third.max() > 127:
         return None
-    return value.take(first) + third.astype(np.int32) * np.int32(1 << 14)
+    return low.take(first) + (second.take(first).astype(np.int32) << 7) + (third << 14)
 
 
 def _long_varints(data: np.ndarray, first: np.ndarray, further: np.ndarray, longest: int) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,3 +43,14 @@ def every_answer_is_an_error_or_weights(path: Path, read: Callable[[Path], dict]
             assert np.isfinite(array).all()
     path.write_bytes(whole)
     assert told > 50
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    """Fails where more than 20 MB are taken at a time: a length in a file is a promise, not a reason to make room."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()

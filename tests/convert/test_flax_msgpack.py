@@ -15,7 +15,7 @@ from bert_jax.config import BertConfig
 from bert_jax.convert.flax_msgpack import read_flax
 from bert_jax.convert.names import HUGGING_FACE, to_foreign
 from bert_jax.errors import UserError
-from tests.convert.damage import every_answer_is_an_error_or_weights
+from tests.convert.damage import every_answer_is_an_error_or_weights, little_memory
 
 ONE = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -179,13 +179,14 @@ def test_lengths_and_depths_that_only_promise_take_no_memory(tmp_path):
         b"\xc9" + huge + b"\x01",  # an extension
         b"\x81\xa1a" * 5000,  # maps in maps
         b"\x91" * 5000,
+        (b"\xdd" + struct.pack(">I", 100_000)) * 600 + bytes(100_000),  # lists in lists, each with room for all
         b"\x80\x80",  # more than one tree
         b"\x82\xa1a\x80\xa1a\x80",  # the same name twice
         b"\x81\xa1\xff\x80",  # no UTF-8
         msgpack.packb(deep),
     ):
         path.write_bytes(raw)
-        with pytest.raises(UserError, match="not a whole Flax file"):
+        with little_memory(), pytest.raises(UserError, match="not a whole Flax file"):
             read_flax(path)
 
 

@@ -21,7 +21,7 @@ from bert_jax.convert.proof import states_and_heads  # noqa: E402
 from bert_jax.errors import UserError  # noqa: E402
 from tests.artefacts import CLASSES, a_model  # noqa: E402
 
-SHAPES = ((1, 5), (3, 17))
+SHAPES = ((3, 17),)  # one shape, so that little is compiled
 OUTPUTS = {
     "BertForPreTraining": {"prediction_logits", "seq_relationship_logits"},
     "BertForMaskedLM": {"logits"},
@@ -140,19 +140,19 @@ def test_a_failed_proof_names_the_layer_where_the_file_is_wrong(encoder: tuple, 
     wrong = onnx.numpy_helper.to_array(kernel) * np.float32(1.01)
     kernel.CopyFrom(onnx.numpy_helper.from_array(wrong, kernel.name))
     onnx.save(model, tmp_path / "wrong.onnx")
-    proof = prove(tmp_path / "wrong.onnx", encoder[1], SHAPES[1:])
+    proof = prove(tmp_path / "wrong.onnx", encoder[1], SHAPES)
     assert not proof.passed and proof.first_difference == "layer 2"  # layer 0: the embeddings
     assert proof.worst["layer 1"] < 1e-5 < proof.worst["layer 2"]
     wrong[:] = np.nan
     kernel.CopyFrom(onnx.numpy_helper.from_array(wrong, kernel.name))
     onnx.save(model, tmp_path / "nan.onnx")
-    assert prove(tmp_path / "nan.onnx", encoder[1], SHAPES[1:]).first_difference == "layer 2"
+    assert prove(tmp_path / "nan.onnx", encoder[1], SHAPES).first_difference == "layer 2"
 
 
 def test_what_is_no_model_is_told_in_one_sentence(encoder: tuple, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(encoder[0].read_bytes()[:1000])
     with pytest.raises(UserError, match="model.onnx: onnxruntime cannot run it"):
-        prove(tmp_path / "model.onnx", encoder[1], SHAPES[:1])
+        prove(tmp_path / "model.onnx", encoder[1], SHAPES)
 
 
 def test_what_is_there_is_not_replaced_and_what_fails_leaves_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from bert_jax.convert.safetensors_file import read_safetensors
 from bert_jax.errors import UserError
-from tests.convert.damage import every_answer_is_an_error_or_weights
+from tests.convert.damage import every_answer_is_an_error_or_weights, little_memory
 
 KINDS = (
     "float32",
@@ -106,7 +106,7 @@ def test_a_length_beyond_the_file_takes_no_memory(tmp_path):
     path = tmp_path / "m.safetensors"
     for raw in (b"", b"1234567", struct.pack("<Q", 1 << 63), struct.pack("<Q", 1 << 40) + b"{}"):
         path.write_bytes(raw)
-        with pytest.raises(UserError, match="not a whole safetensors file"):
+        with little_memory(), pytest.raises(UserError, match="not a whole safetensors file"):
             read_safetensors(path)
 
 

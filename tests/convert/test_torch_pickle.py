@@ -15,7 +15,7 @@ import pytest
 
 from bert_jax.convert.torch_pickle import read_torch
 from bert_jax.errors import UserError
-from tests.convert.damage import every_answer_is_an_error_or_weights
+from tests.convert.damage import every_answer_is_an_error_or_weights, little_memory
 from tests.convert.pickles import (
     MACHINE,
     MAGIC,
@@ -207,8 +207,9 @@ def test_a_tensor_that_leaves_its_storage_is_refused(write, view, message, tmp_p
     ],
 )
 def test_a_pickle_of_something_else_is_told_and_takes_no_memory(write, pickled, message, tmp_path):
-    with pytest.raises(UserError, match=message) as error:
-        read_torch(write(tmp_path / "m.bin", pickled, RAW))
+    path = write(tmp_path / "m.bin", pickled, RAW)
+    with little_memory(), pytest.raises(UserError, match=message) as error:
+        read_torch(path)
     assert "\n" not in str(error.value)
 
 

@@ -378,6 +378,64 @@ def test_values_out_of_range_are_refused_by_shard_and_record(name, value):
         check(records, SPEC, 30_000, "some-shard", first=40)
 
 
+def test_numbers_of_every_size_are_read(tmp_path):
+    """Where a varint gets another byte, and where a narrower dtype no longer holds it; between ones of few bytes."""
+    edges = [0, *(2**bits + step for bits in (7, 8, 14, 15, 16, 21, 28) for step in (-1, 0)), 2**31 - 1, -1]
+    rng, records = np.random.default_rng(0), tiny.records(60)
+    for most in range(2, len(edges) + 1):
+        for name in ("input_ids", "masked_lm_ids", "masked_lm_positions"):
+            records[name] = rng.choice(edges[:most], records[name].shape).astype(np.int32)
+        write_shard(tmp_path / "a.tfrecord", [records], SPEC)
+        shard = open_shard(tmp_path / "a.tfrecord")
+        _assert_same(shard.read(np.arange(60)), records)
+        narrow = read_together([shard], np.zeros(60, np.int64), np.arange(60), narrow=True)
+        for name, values in records.items():
+            np.testing.assert_array_equal(narrow[name], values, err_msg=name)
+
+
+def test_what_was_asked_for_is_read_and_nothing_else(tmp_path):
+    records, _ = _written(tmp_path / "a.tfrecord")
+    names = ("masked_lm_ids", "input_mask", "word_starts")
+    found = read_together([open_shard(tmp_path / "a.tfrecord")], np.zeros(50, np.int64), np.arange(50), names=names)
+    _assert_same(found, {name: records[name] for name in names})
+
+
+@pytest.mark.parametrize("block", [1, 5, 8192])
+def test_records_with_other_features_are_read_together(tmp_path, monkeypatch, block):
+    """With and without our own features, and with sizes of one and of two bytes, in each block and between blocks."""
+    monkeypatch.setattr("bert_jax.text.example._BLOCK", block)
+    records, shards = tiny.records(24), []
+    records["masked_lm_ids"][::3] = 20_000
+    records["input_ids"][::4] = 2**28  # 160 bytes, so that their size and those of what is around them have two
+    for number, left_out in enumerate(((), ("documents",), ("word_starts", "relation"))):
+        kept = {name: values for name, values in records.items() if name not in left_out}
+        write_shard(tmp_path / f"{number}.tfrecord", [kept], SPEC)
+        shards.append(open_shard(tmp_path / f"{number}.tfrecord"))
+    places, numbers = np.random.default_rng(0).permutation(np.arange(72) % 3), np.arange(72) % 24
+    expected = {name: values[numbers] for name, values in records.items()}
+    shared = read_together(shards, places, numbers, shared=True)
+    ours = ("documents", "word_starts", "relation")
+    _assert_same(shared, {name: values for name, values in expected.items() if name not in ours})
+    expected["documents"][places == 1] = -1
+    expected["word_starts"][places == 2] = False
+    if "relation" in expected:
+        expected["relation"][places == 2] = 0
+    _assert_same(read_together(shards, places, numbers), expected)
+
+
+def test_small_dtypes_are_checked_like_others():
+    records = tiny.records(9)
+    narrow = records | {name: records[name].astype(np.uint8) for name in ("input_mask", "segment_ids")}
+    check(narrow, SPEC, 30_000, "some-shard")
+    narrow["segment_ids"][7, 3] = 2
+    with pytest.raises(UserError, match="some-shard, record 7: segment_ids holds 2"):
+        check(narrow, SPEC, 30_000, "some-shard")
+    narrow["segment_ids"][7, 3] = 1
+    narrow["input_mask"][4, :2] = 0, 1
+    with pytest.raises(UserError, match="some-shard, record 4: padding stands before a token"):
+        check(narrow, SPEC, 30_000, "some-shard")
+
+
 def test_ids_beyond_int32_stay_out_of_range(tmp_path):
     records = tiny.records(3)
     records["input_ids"] = records["input_ids"].astype(np.int64)
