@@ -55,7 +55,7 @@ class BertConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "model", "vocab_size", "width", "layers", "heads", "feed_forward", "positions")
-        _positive(self, "model", "vocab_multiple")
+        _in_range(self, "model", vocab_multiple=(1, 1e5))
         _in_range(self, "model", segments=(0, 1e6), embedding=(0, 1e9), groups=(0, 1e9))
         if self.layers % self.distinct_layers:
             raise UserError(
