@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--whiten",
         nargs=2,
         metavar=("TEXTS", "SIZE"),
-        help="for sentence-transformers: a dense layer that makes vectors of SIZE numbers without correlation, fitted on "
+        help="for sentence-transformers: a dense layer that makes SIZE numbers without correlation, fitted on "
         "a file with a text a line",
     )
     parser.add_argument("--step", type=int, help="the checkpoint of a run to export (the newest)")
