@@ -104,14 +104,15 @@ def _pooling(args: argparse.Namespace, loaded: Loaded) -> Pooling:
 
 
 def _record(source: Path, name: str, loaded: Loaded, license: str | None) -> tuple[dict[str, Any], Extra]:
-    """What an export says of where it comes from: its provenance, and the files that go with it, the card among them."""
+    """What an export says of where it comes from: its provenance, and the files that go with it, a card among them."""
+    extra: Extra = {}
     if loaded.step is None:
-        provenance, extra = origin(source, loaded), {}
+        provenance = origin(source, loaded)
         facts = Facts(name, loaded, loaded.architecture, provenance, license=license)
     else:
         provenance = {**read_json(source / "provenance.json"), "step": loaded.step}
         recipe = (source / "recipe.toml").read_text(encoding="utf-8")
-        extra: Extra = {"recipe.toml": recipe}
+        extra["recipe.toml"] = recipe
         if (source / "curves.png").is_file():
             extra["curves.png"] = (source / "curves.png").read_bytes()
         facts = Facts(
