@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.api import open_model
-from bert_jax.convert import huggingface
+from bert_jax.convert import huggingface, sentence_transformers
 from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.vocabulary import Edit, add, apply, between, resize, trim
 from bert_jax.errors import UserError
@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     after = apply(_edit(args, before), before)
     sizes = size_of(before), size_of(after)
     provenance = {"edited": str(args.model), "before": asdict(sizes[0]), "after": asdict(sizes[1])}
-    huggingface.write(args.out, after, force=args.force, provenance=provenance)
+    write = huggingface.write if after.pooling is None else sentence_transformers.write
+    write(args.out, after, force=args.force, provenance=provenance)
     print(table(*sizes))
     return 0
 

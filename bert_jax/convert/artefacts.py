@@ -27,7 +27,7 @@ from jax import Array, lax
 from bert_jax.config import BertConfig, Execution
 from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.names import Params
-from bert_jax.convert.proof import TEXTS, TOLERANCE, Proof, pairs, states_and_heads, worst_apart
+from bert_jax.convert.proof import OF_ROWS, TEXTS, TOLERANCE, Proof, pairs, states_and_heads, worst_apart
 from bert_jax.errors import UserError
 from bert_jax.model import bert
 
@@ -174,8 +174,7 @@ def differences(
             tuple(params),
         )
         for name in [name for name in ours if name in theirs]:
-            # those two are of rows; told by name, for a table can be as wide as the rows are long
-            real = mask.any(1) if name in ("pooler", "next_sentence") else mask > 0
+            real = mask.any(1) if name in OF_ROWS else mask > 0
             fits = theirs[name].shape == ours[name].shape
             apart = worst_apart(theirs[name], ours[name], real) if fits else float("inf")
             worst[name] = max(worst.get(name, 0.0), apart)
