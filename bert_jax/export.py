@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from bert_jax.api import Model, open_model
 from bert_jax.convert import google, huggingface, onnx, sentence_transformers, stablehlo
+from bert_jax.convert.card import Facts, card
 from bert_jax.convert.directory import whole_directory
 from bert_jax.convert.loaded import Loaded, Pooling
 from bert_jax.convert.names import flatten
@@ -19,7 +21,9 @@ from bert_jax.convert.opening import open_foreign
 from bert_jax.convert.origin import origin
 from bert_jax.convert.proof import LIBRARIES, demand, not_proved, prove, wanted, write_proof
 from bert_jax.errors import UserError
-from bert_jax.store.rundir import read_json
+from bert_jax.store.rundir import read_json, read_metrics
+
+Extra = dict[str, str | bytes]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,9 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--whiten",
         nargs=2,
         metavar=("TEXTS", "SIZE"),
-        help="for sentence-transformers: a dense layer that makes vectors of SIZE numbers without correlation, fitted on "
+        help="for sentence-transformers: a dense layer that makes SIZE numbers without correlation, fitted on "
         "a file with a text a line",
     )
+    parser.add_argument("--license", help="of the weights, for the model card, as the hub names it (apache-2.0, …)")
     parser.add_argument("--step", type=int, help="the checkpoint of a run to export (the newest)")
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
     parser.add_argument(
@@ -73,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     loaded = replace(loaded, params=parts, architecture=kind.architecture)
     if args.format == "sentence-transformers":
         loaded = replace(loaded, pooling=_pooling(args, loaded))
-    chosen.write(args.out, loaded, args.force, *_record(args.source, loaded))
+    chosen.write(args.out, loaded, args.force, *_record(args.source, args.out.name, loaded, args.license))
     after = f" after step {loaded.step:,}" if loaded.step is not None else ""
     print(f"{args.out}: {kind.architecture}{after}, {chosen.what}, {_megabytes(args.out)}")
     print(chosen.prove(args.out, loaded) if proving else not_proved(args.prove, chosen.libraries))
@@ -98,12 +103,31 @@ def _pooling(args: argparse.Namespace, loaded: Loaded) -> Pooling:
     return replace(pooling, dense=(dense,))
 
 
-def _record(source: Path, loaded: Loaded) -> tuple[dict[str, Any], dict[str, str]]:
-    """What an export says of where it comes from, and the files of a run that go with it."""
+def _record(source: Path, name: str, loaded: Loaded, license: str | None) -> tuple[dict[str, Any], Extra]:
+    """What an export says of where it comes from: its provenance, and the files that go with it, a card among them."""
+    extra: Extra = {}
     if loaded.step is None:
-        return origin(source, loaded), {}
-    recipe = (source / "recipe.toml").read_text(encoding="utf-8")
-    return {**read_json(source / "provenance.json"), "step": loaded.step}, {"recipe.toml": recipe}
+        provenance = origin(source, loaded)
+        facts = Facts(name, loaded, loaded.architecture, provenance, license=license)
+    else:
+        provenance = {**read_json(source / "provenance.json"), "step": loaded.step}
+        recipe = (source / "recipe.toml").read_text(encoding="utf-8")
+        extra["recipe.toml"] = recipe
+        if (source / "curves.png").is_file():
+            extra["curves.png"] = (source / "curves.png").read_bytes()
+        facts = Facts(
+            name,
+            loaded,
+            loaded.architecture,
+            provenance,
+            manifests=[read_json(source / "manifest.json")],
+            recipe=tomllib.loads(recipe),
+            tokens=sum(line["tokens"] for line in read_metrics(source, "train") if line["step"] <= loaded.step),
+            report=read_json(source / "report.json") if (source / "report.json").is_file() else {},
+            curves="curves.png" in extra,
+            license=license,
+        )
+    return provenance, {**extra, "README.md": card(facts)}
 
 
 def _megabytes(folder: Path) -> str:
@@ -119,12 +143,12 @@ class Format:
     comparison fails. `libraries` is what the latter takes, and what pip is to install for each."""
 
     what: str
-    write: Callable[[Path, Loaded, bool, dict[str, Any], dict[str, str]], object]
+    write: Callable[[Path, Loaded, bool, dict[str, Any], Extra], object]
     prove: Callable[[Path, Loaded], str]
     libraries: dict[str, str]
 
 
-def _write_huggingface(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: dict[str, str]) -> None:
+def _write_huggingface(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: Extra) -> None:
     huggingface.write(out, loaded, force=force, provenance=provenance, extra=extra)
 
 
@@ -134,11 +158,11 @@ def _prove_huggingface(out: Path, loaded: Loaded) -> str:
     return demand(prove(out, open_foreign(out), kind), str(out))
 
 
-def _write_sentences(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: dict[str, str]) -> None:
+def _write_sentences(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: Extra) -> None:
     sentence_transformers.write(out, loaded, force=force, provenance=provenance, extra=extra)
 
 
-def _write_tf1(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: dict[str, str]) -> None:
+def _write_tf1(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: Extra) -> None:
     google.write(out, loaded, force=force, provenance=provenance, extra=extra)
 
 
@@ -149,7 +173,7 @@ def _prove_tf1(out: Path, loaded: Loaded) -> str:
     return f"read back: all {len(ours)} parameters equal bit for bit"
 
 
-def _write_onnx(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: dict[str, str]) -> None:
+def _write_onnx(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: Extra) -> None:
     with whole_directory(out, force, provenance, extra) as folder:
         onnx.write_onnx(folder / "model.onnx", loaded)
         huggingface.write_settings(folder, loaded)
@@ -161,7 +185,7 @@ def _prove_onnx(out: Path, loaded: Loaded) -> str:
     return demand(proof, str(out))
 
 
-def _write_stablehlo(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: dict[str, str]) -> None:
+def _write_stablehlo(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: Extra) -> None:
     with whole_directory(out, force, provenance, extra) as folder:
         stablehlo.write_stablehlo(folder, loaded)
         loaded.tokenizer.save(folder / "tokenizer")

@@ -19,10 +19,10 @@ from bert_jax import fill_mask
 from bert_jax.api import Model, load
 from bert_jax.config import BertConfig, Execution
 from bert_jax.convert import huggingface
-from bert_jax.convert.loaded import Loaded
+from bert_jax.convert.loaded import Dense, Loaded, Pooling
 from bert_jax.errors import UserError
 from bert_jax.model import bert
-from bert_jax.rows import masked_ids
+from bert_jax.rows import batches, masked_ids, rows_of
 from bert_jax.text.tokenizer import Tokenizer
 from data_prep.train_tokenizer import TokenizerSettings, train
 from tests.readable import readable_config, readable_params, readable_tokenizer
@@ -45,15 +45,13 @@ def model(folder: Path) -> Model:
 
 
 def alone(model: Model, ids: list[int], segments: list[int] | None = None) -> np.ndarray:
-    """Every layer's states of one row without any padding: float32[L+1, T, D]."""
-    row = jnp.asarray([ids], jnp.int32)
-    batch = {
-        "input_ids": row,
-        "segment_ids": jnp.asarray([segments or [0] * len(ids)], jnp.int32),
-        "position_ids": jnp.arange(len(ids), dtype=jnp.int32)[None],
-        "sequence_ids": jnp.ones_like(row),
-    }
-    return np.asarray(every_layer(model.config, model.params, batch))[:, 0]
+    """Every layer's states of one text in a row of its own: float32[L+1, T, D]."""
+    real, length = len(ids), model.config.positions  # one shape, compiled once
+    batch = {name: np.zeros((1, length), np.int32) for name in ("input_ids", "segment_ids", "sequence_ids")}
+    batch["input_ids"][0, :real], batch["sequence_ids"][0, :real] = ids, 1
+    batch["segment_ids"][0, :real] = segments or 0
+    batch["position_ids"] = np.arange(length, dtype=np.int32)[None]
+    return np.asarray(every_layer(model.config, model.params, batch))[:, 0, :real]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -71,17 +69,56 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
         bert_jax.lode  # noqa: B018
 
 
-@pytest.mark.parametrize("layer", [0, 1, -1])
-def test_each_text_gets_the_vector_it_would_get_alone_and_in_its_place(model: Model, layer: int) -> None:
-    cls, sep = model.tokenizer.special.cls, model.tokenizer.special.sep
-    rows = [[cls, *model.tokenizer.encode_batch([text]).ids.tolist(), sep] for text in TEXTS]
-    states = [alone(model, row)[layer] for row in rows]
-    for pool, of in [("cls", lambda s: s[0]), ("mean", lambda s: s.mean(0))]:
-        found = model.encode(TEXTS, layer=layer, pool=pool)
-        assert found.shape == (len(TEXTS), model.config.width)
-        np.testing.assert_allclose(found, [of(s) for s in states], rtol=0, atol=2e-5)
-    for mine, theirs in zip(model.encode(TEXTS, layer=layer, pool="tokens"), states, strict=True):
-        np.testing.assert_allclose(mine, theirs[1:-1], rtol=0, atol=2e-5)
+def rows_alone(model: Model, texts: list[str]) -> list[list[int]]:
+    """[CLS], the text's ids, [SEP]."""
+    special = model.tokenizer.special
+    return [[special.cls, *model.tokenizer.encode_batch([text]).ids.tolist(), special.sep] for text in texts]
+
+
+@pytest.mark.parametrize(("layer", "pool"), [(0, "mean"), (1, "cls"), (-1, "mean"), (-1, "max"), (2, "tokens")])
+def test_each_text_gets_the_vector_it_would_get_alone_and_in_its_place(model: Model, layer: int, pool: str) -> None:
+    states = [alone(model, row)[layer] for row in rows_alone(model, TEXTS)]
+    pooled = {
+        "cls": lambda s: s[0],
+        "mean": lambda s: s.mean(0),
+        "max": lambda s: s.max(0),
+        "tokens": lambda s: s[1:-1],
+    }
+    found = model.encode(TEXTS, layer=layer, pool=pool)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert len(found) == len(TEXTS) and (pool == "tokens" or found.shape == (len(TEXTS), model.config.width))
+    for mine, theirs in zip(found, states, strict=True):
+        np.testing.assert_allclose(mine, pooled[pool](theirs), rtol=0, atol=2e-5)
+
+
+def test_a_network_without_segments_whose_layers_share_weights_is_asked_alike() -> None:
+    config = replace(readable_config(), embedding=12, groups=1, segments=0)
+    other = Model(config, readable_params(config), readable_tokenizer())
+    states = [alone(other, row)[-1] for row in rows_alone(other, TEXTS)]
+    np.testing.assert_allclose(other.encode(TEXTS), [s[0] for s in states], rtol=0, atol=2e-5)
+
+
+def test_rows_are_full_shapes_few_and_every_text_has_one_place(model: Model) -> None:
+    rng = np.random.default_rng(0)
+    texts = ["a " * n for n in rng.integers(0, 60, 700)] + ["a " * n for n in (90, 200, 290)]
+    rows = rows_of(model.tokenizer, texts, 300)
+    found = list(batches(rows, 0, 300, 1024))
+    assert sorted(number for batch in found for number, _, _ in batch.places) == list(range(703))
+    assert {batch.arrays["input_ids"].shape for batch in found} <= {
+        (8, 128),
+        (3, 128),
+        (1, 128),
+        (4, 256),
+        (3, 300),
+    } | {(height, length) for height in (1, 2) for length in (256, 300)}
+    for batch in found:
+        for number, row, slot in batch.places:
+            start, length = batch.arrays["starts"][row, slot], len(rows[number].ids)
+            here = {name: array[row, start : start + length].tolist() for name, array in batch.arrays.items()}
+            assert here["input_ids"] == rows[number].ids.tolist()
+            assert here["position_ids"] == list(range(length)) and set(here["sequence_ids"]) == {slot + 1}
+    filled = sum((batch.arrays["sequence_ids"] > 0).sum() for batch in found)
+    assert filled == sum(len(row.ids) for row in rows)
+    assert filled > 0.9 * sum(batch.arrays["input_ids"].size for batch in found)
 
 
 def test_pairs_use_both_segments_and_the_pooler_reads_cls(model: Model) -> None:
@@ -119,6 +156,8 @@ def test_long_texts_are_cut_at_the_position_table_and_of_a_pair_the_longer(model
 def test_no_texts_give_no_vectors(model: Model) -> None:
     assert model.encode([]).shape == (0, model.config.width)
     assert model.encode([], pool="tokens") == []
+    assert model.encode([""]).shape == (1, model.config.width)
+    assert model.encode([""], pool="tokens")[0].shape == (0, model.config.width)
 
 
 def test_what_cannot_be_asked_is_told(model: Model) -> None:
@@ -169,6 +208,74 @@ def test_a_sign_right_after_a_mask_is_that_sign_and_not_a_word_of_its_own(tmp_pa
     assert pieces("[MASK][MASK]") == ["[CLS]", "[MASK]", "[MASK]", "[SEP]"]
 
 
+def test_a_score_is_the_sum_of_each_token_s_log_probability_with_that_token_masked(model: Model) -> None:
+    texts = [TEXTS[0], "", TEXTS[3], ("berlin", "a !")]
+    ids = rows_alone(model, ["berlin", "a !"])
+    rows = [*rows_alone(model, [text for text in texts if isinstance(text, str)]), [*ids[0], *ids[1][1:]]]
+    segments = [[0] * len(row) for row in rows[:3]] + [[0] * len(ids[0]) + [1] * (len(ids[1]) - 1)]
+    expected = []
+    special = model.tokenizer.special
+    for row, segment in zip(rows, segments, strict=True):
+        logs = []
+        for place, right in enumerate(row):
+            if right in (special.cls, special.sep):
+                continue
+            masked = [*row[:place], special.mask, *row[place + 1 :]]
+            state = jnp.asarray(alone(model, masked, segment)[-1])[None, place : place + 1]
+            logits = np.asarray(bert.predict(model.config, model.params, state, jnp.zeros((1, 1), jnp.int32)))[0, 0]
+            logs.append(logits[right] - np.log(np.exp(logits - logits.max()).sum()) - logits.max())
+        expected.append(logs)
+    found = model.score(texts, per="token")
+    assert [len(each) for each in found] == [len(each) for each in expected] and len(found[1]) == 0
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(model.score(texts), [sum(logs) for logs in expected], rtol=0, atol=1e-4)
+    assert model.score([]).shape == (0,) and model.score([""]).tolist() == [0.0]
+    with pytest.raises(UserError, match="per = 'word' is unknown"):
+        model.score(texts, per="word")  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def test_similarities_are_cosines_of_the_vectors(model: Model) -> None:
+    vectors = model.encode(TEXTS)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(model.similarity(TEXTS, TEXTS[:2]), unit @ unit[:2].T, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(np.diag(model.similarity(TEXTS)), 1, atol=1e-6)
+    assert model.similarity([], TEXTS).shape == (0, 4)
+
+
+def test_the_relation_of_two_texts_is_the_head_s(model: Model) -> None:
+    pairs = [(TEXTS[0], TEXTS[1]), ("a", "return")]
+    pooled = model.encode(pairs, pool="pooled")
+    head = model.params["next_sentence"]
+    logits = pooled @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(model.next_sentence(pairs), expected, rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match=r"^pairs\[1\]: this is one text, not a pair"):
+        model.next_sentence([pairs[0], "a"])  # pyright: ignore[reportArgumentType]
+
+
+def test_a_directory_s_own_pooling_is_what_encode_does_unless_told_otherwise(model: Model) -> None:
+    dense = Dense(np.eye(24, 5, dtype=np.float32), np.ones(5, np.float32), "tanh")
+    pooling = Pooling("mean", normalize=True, length=6, dense=(dense,))
+    own = Model(model.config, model.params, model.tokenizer, pooling)
+    mean = model.encode(TEXTS, pool="mean", length=6)
+    expected = np.tanh(mean[:, :5] + 1)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(own.encode(TEXTS), expected, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(own.encode(TEXTS, pool="mean"), mean)
+    np.testing.assert_allclose(own.encode(TEXTS, normalize=False), np.tanh(mean[:, :5] + 1), rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match="the dense layers read the last layer"):
+        own.encode(TEXTS, layer=1)
+
+
+def test_progress_counts_texts_on_standard_error(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    model.encode(TEXTS, progress=True)
+    out, err = capsys.readouterr()
+    assert "4/4" in err and not out
+    model.encode(TEXTS)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_fill_mask_refuses_no_mask_and_too_long_a_text(model: Model) -> None:
     with pytest.raises(UserError, match="has no \\[MASK\\]"):
         model.fill_mask("the capital of [mask]")
@@ -182,6 +289,10 @@ def test_a_model_without_the_head_says_which_export_has_it(tmp_path: Path, model
     np.testing.assert_array_equal(bare.encode(TEXTS), model.encode(TEXTS))
     with pytest.raises(UserError, match="no masked-LM head.*--model pretraining or masked-lm"):
         bare.fill_mask("[MASK]")
+    with pytest.raises(UserError, match="no masked-LM head"):
+        bare.score(["a"])
+    with pytest.raises(UserError, match="no next-sentence head; export with --model pretraining$"):
+        bare.next_sentence([("a", "b")])
     huggingface.write(tmp_path / "lm", Loaded(model.config, model.params, model.tokenizer), kind="masked-lm")
     with pytest.raises(UserError, match="no pooler"):
         load(tmp_path / "lm").encode(["a"], pool="pooled")

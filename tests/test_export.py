@@ -36,7 +36,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two checkpoints, its vocabulary padded as in training: the readable weights, and twice those."""
     box = tmp_path_factory.mktemp("exchange")
     (box / "data").mkdir()
-    (box / "data/manifest.json").write_text("{}")
+    (box / "data/manifest.json").write_text('{"splits": {}}')
     readable_tokenizer().save(box / "data/tokenizer")
     config, params = readable_config(), jax.tree.map(jnp.asarray, readable_params(readable_config()))
     word, bias = params["embeddings"]["word"], params["masked_lm"]["bias"]

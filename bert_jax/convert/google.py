@@ -71,7 +71,7 @@ def write(
     kind: str | None = None,
     force: bool = False,
     provenance: Mapping[str, Any],
-    extra: Mapping[str, str] | None = None,
+    extra: Mapping[str, str | bytes] | None = None,
 ) -> None:
     """Write a directory that google-research/bert's scripts take, whole or not at all.
 

@@ -228,7 +228,7 @@ def write_proof(folder: Path, proof: Any) -> None:
 
 
 def pairs(
-    texts: Sequence[str], tokenizer: Tokenizer, config: BertConfig, tokens: int = 4096
+    texts: Sequence[str], tokenizer: Tokenizer, config: BertConfig, tokens: int = 2048
 ) -> Iterator[dict[str, np.ndarray]]:
     """[CLS] text [SEP] next text [SEP], one row a text, as batches int32[B, T] of like lengths and about so many
     tokens; what is too long for the position table is cut."""

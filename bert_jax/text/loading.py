@@ -110,8 +110,18 @@ def _check_added(path: Path, config: dict, tokenizer: Tokenizer) -> None:
     decoder = config.get("added_tokens_decoder") or {}
     added += [(token["content"], int(number)) for number, token in decoder.items() if isinstance(token, dict)]
     _refuse_added(added, tokenizer.pieces, str(path))
+    more = [config.get(f"{kind}_special_tokens") or [] for kind in ("additional", "extra")]
+    named = [token for each in more for token in (each.values() if isinstance(each, dict) else each)]
+    for token in named:
+        content = token["content"] if isinstance(token, dict) else token
+        if content not in tokenizer.pieces:
+            raise UserError(
+                f"the special token {content!r} is not in the vocabulary, where it would get an id of its own",
+                str(path),
+                "write it into the vocabulary, or remove it",
+            )
     plain = [token["content"] for token in decoder.values() if isinstance(token, dict) and not token.get("special")]
-    if tokenizer.file[0] != "tokenizer.json":
+    if tokenizer.file[0] != "tokenizer.json":  # which lists the same
         _refuse_plain(plain, str(path))
 
 

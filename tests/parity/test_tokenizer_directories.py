@@ -164,6 +164,10 @@ REFUSED = {
         {"tokenizer.json": {**_whole(LOWER), "added_tokens": [{"id": len(LOWER), **ADDED}]}},
         "added token 'walktalk' has id .* has none",
     ),
+    "special tokens of its own": (
+        {"vocab.txt": _lines(LOWER), "tokenizer_config.json": {**LOW, "additional_special_tokens": ["[E1]"]}},
+        "special token '.E1.' is not in the vocabulary",
+    ),
     "an id of another piece": ({"vocab.txt": _lines(LOWER), "added_tokens.json": {"the": 7}}, "has id 7, .* has 'cat'"),
     "a word cut out of text first": (
         {"tokenizer.json": {**_whole(LOWER), "added_tokens": [{**ADDED, "id": LOWER.index("a"), "content": "a"}]}},
