@@ -261,16 +261,12 @@ def from_foreign(rows: Sequence[Row], config: BertConfig, tensors: Mapping[str, 
                 "config and weights must be of one model",
             )
     sizes = sizes_of(config)
-    params: Params = {}
+    leaves: dict[str, Any] = {}
     for row in rows:
         found = [_inward(row, sizes, tensors[name]) for name in row.foreign_names(config)]
         leaf = np.stack(found) if row.stacked else found[0]
-        node = params
-        *folders, last = row.path.split("/")
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[last] = np.array(leaf, np.float32, order="C")
-    return params
+        leaves[row.path] = np.array(leaf, np.float32, order="C")
+    return nested(leaves)
 
 
 def foreign_shapes(rows: Sequence[Row], config: BertConfig) -> dict[str, tuple[int, ...]]:
@@ -347,6 +343,18 @@ def flatten(tree: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(dict(value), f"{prefix}{name}/")
         else:
             yield prefix + name, value
+
+
+def nested(leaves: Mapping[str, Any]) -> Params:
+    """The tree of leaves by their paths: the inverse of `flatten`."""
+    tree: Params = {}
+    for path, leaf in leaves.items():
+        *folders, last = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = leaf
+    return tree
 
 
 def _account(what: str, remedy: str, names: set[str], where: str) -> None:

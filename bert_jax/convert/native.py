@@ -16,7 +16,7 @@ from bert_jax.config import BertConfig
 from bert_jax.convert.directory import read_json, whole_directory, write_json, write_tensors
 from bert_jax.convert.families import FAMILIES, family_of
 from bert_jax.convert.loaded import Dense, Loaded, Pooling
-from bert_jax.convert.names import Params, flatten, our_shape
+from bert_jax.convert.names import flatten, nested, our_shape
 from bert_jax.convert.safetensors_file import read_safetensors
 from bert_jax.errors import UserError
 from bert_jax.text.tokenizer import Tokenizer
@@ -80,7 +80,6 @@ def read(directory: str | Path) -> Loaded:
     except (KeyError, TypeError) as error:
         raise UserError(f"not a model of ours ({error})", where, "import it anew") from None
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(DENSE)}
-    params: Params = {}
     parts = {name.split("/")[0] for name in tensors}
     rows = family_of(architecture).rows_of(config, parts)
     for name in sorted(tensors.keys() ^ {row.path for row in rows}):
@@ -89,11 +88,7 @@ def read(directory: str | Path) -> Loaded:
     for row in rows:
         if tensors[row.path].shape != our_shape(row, config):
             raise UserError(f"{row.path} has another shape than the config says", where, "import it anew")
-        node = params
-        *folders, last = row.path.split("/")
-        for part in folders:
-            node = node.setdefault(part, {})
-        node[last] = tensors[row.path]
+    params = nested({row.path: tensors[row.path] for row in rows})
     return Loaded(config, params, Tokenizer.load(directory / TOKENIZER), architecture, pooling, notes=notes)
 
 

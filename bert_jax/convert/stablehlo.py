@@ -37,7 +37,7 @@ from bert_jax.convert import artefacts, run_stablehlo
 from bert_jax.convert.artefacts import SHAPES
 from bert_jax.convert.directory import write_json, write_tensors
 from bert_jax.convert.loaded import Loaded
-from bert_jax.convert.names import Params, flatten
+from bert_jax.convert.names import flatten, nested
 from bert_jax.convert.proof import Proof
 from bert_jax.errors import UserError
 
@@ -80,7 +80,7 @@ def exported_network(loaded: Loaded, *, all_layers: bool = False) -> export.Expo
     names = artefacts.output_names(loaded, all_layers=all_layers)
 
     def network(weights: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        found = artefacts.forward(config, _tree(weights), inputs, all_layers=all_layers)
+        found = artefacts.forward(config, nested(weights), inputs, all_layers=all_layers)
         return {name: found[quantity] for quantity, name in names.items()}
 
     shape = export.symbolic_shape("rows, tokens", constraints=[f"tokens <= {config.positions}"])
@@ -111,18 +111,6 @@ def signature(loaded: Loaded, exported: export.Exported) -> dict[str, Any]:
         "calling_convention": exported.calling_convention_version,
         "versions": _versions(),
     }
-
-
-def _tree(leaves: Mapping[str, jax.Array]) -> Params:
-    """The inverse of `flatten`."""
-    tree: Params = {}
-    for path, leaf in leaves.items():
-        node = tree
-        *folders, last = path.split("/")
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[last] = leaf
-    return tree
 
 
 def _versions() -> dict[str, str]:
