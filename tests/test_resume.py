@@ -69,5 +69,5 @@ def test_a_finished_run_says_so_and_changes_nothing(world: tuple[Path, Path], tm
     assert json.loads(before)["step"] == 10
 
     other = bert_jax("pretrain", world[0], "--data", world[1], "--run", tmp_path / "run")
-    assert other.returncode == 1 and "this run was begun with stage.0.steps = 25, not 5" in other.stderr
+    assert other.returncode == 1 and "this run was begun with stage.0.steps = 5, not 25;" in other.stderr
     assert "Traceback" not in other.stderr
