@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bert-jax {asked}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"bert-jax {asked}: interrupted; run the same command again", file=sys.stderr)
+        again = "run the same command again" if asked == "pretrain" else "what was begun is left out"
+        print(f"bert-jax {asked}: interrupted; {again}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

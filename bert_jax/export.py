@@ -14,7 +14,7 @@ import numpy as np
 from bert_jax.api import Model, open_model
 from bert_jax.convert import google, huggingface, onnx, sentence_transformers, stablehlo
 from bert_jax.convert.card import Facts, card
-from bert_jax.convert.directory import whole_directory
+from bert_jax.convert.directory import keep_apart, whole_directory
 from bert_jax.convert.loaded import Loaded, Pooling
 from bert_jax.convert.names import flatten
 from bert_jax.convert.opening import open_foreign
@@ -71,16 +71,24 @@ def run(args: argparse.Namespace) -> int:
             "add --format sentence-transformers, or leave them out",
         )
     proving = wanted(args.prove, chosen.libraries)  # first: what was not proved would be in a second try's way
+    keep_apart(args.source, args.out)
     loaded = open_model(args.source, args.step)
-    wanted_kind = "encoder" if args.format == "sentence-transformers" else args.model
+    if args.step is not None and loaded.step is None:
+        raise UserError("only a run has steps to choose from", str(args.source), "leave --step out")
+    sentences = args.format == "sentence-transformers"
+    if sentences and args.model not in (None, "encoder"):
+        raise UserError(f"these files hold an encoder, not --model {args.model}", str(args.out), "leave --model out")
+    wanted_kind = "encoder" if sentences else args.model
     kind = huggingface.kind_for(loaded, wanted_kind, str(args.out))
     parts = {part: tree for part, tree in loaded.params.items() if part in kind.parts}
     loaded = replace(loaded, params=parts, architecture=kind.architecture)
-    if args.format == "sentence-transformers":
-        loaded = replace(loaded, pooling=_pooling(args, loaded))
-    chosen.write(args.out, loaded, args.force, *_record(args.source, args.out.name, loaded, args.license))
+    pooled, loaded = loaded.pooling, replace(loaded, pooling=_pooling(args, loaded) if sentences else None)
+    facts = Facts(args.out.name, loaded, kind.architecture, use=chosen.use, license=args.license)
+    chosen.write(args.out, loaded, args.force, *_record(args.source, facts))
     after = f" after step {loaded.step:,}" if loaded.step is not None else ""
     print(f"{args.out}: {kind.architecture}{after}, {chosen.what}, {_megabytes(args.out)}")
+    if pooled and not sentences:
+        print("  its pooling is left out: that takes --format sentence-transformers")
     print(chosen.prove(args.out, loaded) if proving else not_proved(args.prove, chosen.libraries))
     return 0
 
@@ -98,36 +106,33 @@ def _pooling(args: argparse.Namespace, loaded: Loaded) -> Pooling:
         texts = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read ({error})", path, "give a UTF-8 file with a text a line") from None
+    if not texts:
+        raise UserError("there are no texts in it", path, "give a UTF-8 file with a text a line")
     bare = replace(loaded, pooling=replace(pooling, normalize=False, dense=()))
     dense = sentence_transformers.fit_whitening(Model.of(bare).encode(texts), int(size))
     return replace(pooling, dense=(dense,))
 
 
-def _record(source: Path, name: str, loaded: Loaded, license: str | None) -> tuple[dict[str, Any], Extra]:
+def _record(source: Path, facts: Facts) -> tuple[dict[str, Any], Extra]:
     """What an export says of where it comes from: its provenance, and the files that go with it, a card among them."""
-    extra: Extra = {}
-    if loaded.step is None:
-        provenance = origin(source, loaded)
-        facts = Facts(name, loaded, loaded.architecture, provenance, license=license)
+    step, extra = facts.loaded.step, {}
+    if step is None:
+        facts = replace(facts, provenance=origin(source, facts.loaded))
     else:
-        provenance = {**read_json(source / "provenance.json"), "step": loaded.step}
         recipe = (source / "recipe.toml").read_text(encoding="utf-8")
         extra["recipe.toml"] = recipe
         if (source / "curves.png").is_file():
             extra["curves.png"] = (source / "curves.png").read_bytes()
-        facts = Facts(
-            name,
-            loaded,
-            loaded.architecture,
-            provenance,
+        facts = replace(
+            facts,
+            provenance={**read_json(source / "provenance.json"), "step": step},
             manifests=[read_json(source / "manifest.json")],
             recipe=tomllib.loads(recipe),
-            tokens=sum(line["tokens"] for line in read_metrics(source, "train") if line["step"] <= loaded.step),
+            tokens=sum(line["tokens"] for line in read_metrics(source, "train") if line["step"] <= step),
             report=read_json(source / "report.json") if (source / "report.json").is_file() else {},
             curves="curves.png" in extra,
-            license=license,
         )
-    return provenance, {**extra, "README.md": card(facts)}
+    return dict(facts.provenance), {**extra, "README.md": card(facts)}
 
 
 def _megabytes(folder: Path) -> str:
@@ -139,10 +144,12 @@ def _megabytes(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Format:
-    """What is written, by what, and how it is compared: `prove` gives one sentence, and raises `UserError` where the
+    """What is written, by what, and how it is compared: `use` says in the model
+    card how, where transformers does not; `prove` gives one sentence, and raises `UserError` where the
     comparison fails. `libraries` is what the latter takes, and what pip is to install for each."""
 
     what: str
+    use: str
     write: Callable[[Path, Loaded, bool, dict[str, Any], Extra], object]
     prove: Callable[[Path, Loaded], str]
     libraries: dict[str, str]
@@ -198,11 +205,30 @@ def _prove_stablehlo(out: Path, loaded: Loaded) -> str:
 
 
 FORMATS = {
-    "huggingface": Format("a transformers directory", _write_huggingface, _prove_huggingface, LIBRARIES),
+    "huggingface": Format("a transformers directory", "", _write_huggingface, _prove_huggingface, LIBRARIES),
     "sentence-transformers": Format(
-        "a sentence-transformers directory", _write_sentences, _prove_huggingface, LIBRARIES
+        "a sentence-transformers directory", "", _write_sentences, _prove_huggingface, LIBRARIES
     ),
-    "tf1": Format("a checkpoint for google-research/bert", _write_tf1, _prove_tf1, {}),
-    "onnx": Format("an ONNX file", _write_onnx, _prove_onnx, {"onnxruntime": "'bert-jax[onnx]'"}),
-    "stablehlo": Format("StableHLO for jax.export", _write_stablehlo, _prove_stablehlo, {}),
+    "tf1": Format(
+        "a checkpoint for google-research/bert",
+        "`--bert_config_file bert_config.json --vocab_file vocab.txt --init_checkpoint bert_model.ckpt`",
+        _write_tf1,
+        _prove_tf1,
+        {},
+    ),
+    "onnx": Format(
+        "an ONNX file",
+        '`onnxruntime.InferenceSession("model.onnx")`; inputs are int64 [batch, sequence], as the tokenizer beside it '
+        "gives them.",
+        _write_onnx,
+        _prove_onnx,
+        {"onnxruntime": "'bert-jax[onnx]'"},
+    ),
+    "stablehlo": Format(
+        "StableHLO for jax.export",
+        "`python run.py inputs.npz outputs.npz`, or `from run import load` in Python; see run.py.",
+        _write_stablehlo,
+        _prove_stablehlo,
+        {},
+    ),
 }

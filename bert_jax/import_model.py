@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bert_jax.api import open_model
 from bert_jax.convert import huggingface, native
+from bert_jax.convert.directory import keep_apart
 from bert_jax.convert.names import flatten
 from bert_jax.convert.origin import origin
 
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from bert_jax.convert.proof import demand, not_proved, prove, wanted
 
     proving = wanted(args.prove)
+    keep_apart(args.source, args.output)
     loaded = open_model(args.source, drop=args.drop)
     native.write(args.output, loaded, force=args.force, provenance=origin(args.source, loaded))
     parameters = sum(leaf.size for _, leaf in flatten(loaded.params))

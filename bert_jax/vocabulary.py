@@ -10,10 +10,13 @@ from typing import Any
 
 from bert_jax.api import open_model
 from bert_jax.convert import huggingface, sentence_transformers
+from bert_jax.convert.directory import keep_apart
 from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.vocabulary import Edit, add, apply, between, resize, trim
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, counted
 from bert_jax.text.tokenizer import Tokenizer
+
+MOST_ROWS = 10_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Edit, write, print sizes before and after."""
     if args.use_unused and not args.add:
         raise UserError("--use-unused says where added words go", remedy="give --add too, or leave it out")
+    keep_apart(args.model, args.out)
     before = open_model(args.model)
     after = apply(_edit(args, before), before)
     sizes = size_of(before), size_of(after)
@@ -52,8 +56,28 @@ def _edit(args: argparse.Namespace, model: Loaded) -> Edit:
     if args.trim:
         return trim(model.tokenizer, (line for path in args.trim for line in _lines(path)))
     if args.tokenizer:
-        return between(model.tokenizer, Tokenizer.load(args.tokenizer))
-    return resize(model.tokenizer, model.config, args.resize, args.multiple or 1)
+        return between(model.tokenizer, _extension(model.tokenizer, args.tokenizer))
+    if max(args.resize or 0, args.multiple or 0) > MOST_ROWS:
+        raise UserError(f"more than {MOST_ROWS:,} rows are no vocabulary", remedy="give a smaller number")
+    return resize(model.tokenizer, model.config, args.resize, 1 if args.multiple is None else args.multiple)
+
+
+def _extension(old: Tokenizer, path: Path) -> Tokenizer:
+    """The tokenizer there, if it has all pieces of the old one (but for [unused…], in whose place others may stand).
+
+    Raises:
+        UserError: it is another vocabulary, whose rows would be guesses.
+    """
+    new = Tokenizer.load(path)
+    kept = set(new.pieces)
+    lost = [piece for piece in old.pieces if piece not in kept and not piece.startswith("[unused")]
+    if lost:
+        raise UserError(
+            f"it lacks {counted(len(lost), 'piece')} of the model's, such as {lost[0]!r}",
+            str(path),
+            "give what `bert-data extend` made of the model's tokenizer",
+        )
+    return new
 
 
 def _lines(path: Path) -> Iterator[str]:

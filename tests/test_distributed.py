@@ -75,8 +75,8 @@ def lines(run: Path, kind: str = "train") -> list[dict]:
 
 
 def assert_alike(ours: list[dict], theirs: list[dict]) -> None:
-    """The same steps of the same records, and every figure within float32's sums in another order, or the last of the six
-    digits with which it is written."""
+    """The same steps of the same records, and every figure within float32's sums in another order, or the last of the
+    six digits with which it is written."""
     assert [row.keys() for row in ours] == [row.keys() for row in theirs]
     for one, other in zip(ours, theirs, strict=True):
         for name, value in one.items():

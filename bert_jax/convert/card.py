@@ -36,6 +36,7 @@ class Facts:
         tokens: that were trained on, without padding.
         report: `report.json`.
         curves: whether `curves.png` lies beside.
+        use: how these files are used, where transformers does not read them.
         license: as the hub calls it, if a person said it.
     """
 
@@ -48,6 +49,7 @@ class Facts:
     tokens: int | None = None
     report: Tree = field(default_factory=dict)
     curves: bool = False
+    use: str = ""
     license: str | None = None
 
 
@@ -120,22 +122,24 @@ def _model(facts: Facts) -> str:
 
 
 def _use(facts: Facts) -> str:
-    ours = [f'model = bert_jax.load("{facts.name}")']
+    if facts.use:
+        return f"## Use\n\n{facts.use}"
+    ours = [f"model = bert_jax.load({json.dumps(facts.name)})"]
     if facts.loaded.pooling:
         theirs = [
             "from sentence_transformers import SentenceTransformer",
-            f'vectors = SentenceTransformer("{facts.name}").encode(["a text", "another"])',
+            f'vectors = SentenceTransformer({json.dumps(facts.name)}).encode(["a text", "another"])',
         ]
         ours.append('vectors = model.encode(["a text", "another"])')
     else:
         opened = _opened(facts)[0]
         theirs = [
             f"from transformers import AutoTokenizer, {opened}",
-            f'tokenizer = AutoTokenizer.from_pretrained("{facts.name}")',
-            f'model = {opened}.from_pretrained("{facts.name}")',
+            f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(facts.name)})",
+            f"model = {opened}.from_pretrained({json.dumps(facts.name)})",
             'outputs = model(**tokenizer("a text", return_tensors="pt"))',
         ]
-        masks = _opened(facts)[1] == "fill-mask"
+        masks = "masked_lm" in facts.loaded.params
         ours.append('model.fill_mask("A text with a [MASK].")' if masks else 'vectors = model.encode(["a text"])')
     text = _code(theirs) + "\n\n" + _code(["import bert_jax", *ours])
     note = (

@@ -19,6 +19,7 @@ from bert_jax.errors import UserError
 
 # What every folder written here holds, and by which it is known as replaceable.
 PROVENANCE = "provenance.json"
+WRITTEN = "written"  # in it: the names in the folder
 
 
 @contextmanager
@@ -35,11 +36,7 @@ def whole_directory(
     Raises:
         UserError: `out` exists and may not be replaced, or nothing can be written there.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if not force:
-            raise UserError("this exists already", str(out), "give --force to replace it, or another name")
-        if not (out / PROVENANCE).is_file() or (out / "checkpoints").exists():
-            raise UserError("this is no earlier export, so it is not replaced", str(out), "give another name")
+    _may_write(out, force)
     folder = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +47,9 @@ def whole_directory(
         for name, text in (extra or {}).items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
+        written = sorted(path.name for path in folder.iterdir())
+        write_json(folder / PROVENANCE, {**provenance, WRITTEN: written})
+        _may_write(out, force)  # another process may have been faster
         old = folder.with_name(folder.name + ".old")
         if out.exists():
             os.replace(out, old)
@@ -67,6 +67,28 @@ def whole_directory(
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _may_write(out: Path, force: bool) -> None:
+    """Raises UserError unless there is nothing at `out`, or only what an earlier export wrote and may be replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not force:
+        raise UserError("this exists already", str(out), "give --force to replace it, or another name")
+    if not (out / PROVENANCE).is_file() or (out / "checkpoints").exists():
+        raise UserError("this is no earlier export, so it is not replaced", str(out), "give another name")
+    tree = read_json(out / PROVENANCE)
+    ours = {*tree.get(WRITTEN, ()), "proof.json"} if isinstance(tree, dict) else set()
+    if others := sorted(path.name for path in out.iterdir() if path.name not in ours):
+        what = f"this holds files that no export wrote, so it is not replaced: {', '.join(others[:3])}"
+        raise UserError(what, str(out), "move them, or give another name")
+
+
+def keep_apart(source: Path, out: Path) -> None:
+    """Raises UserError if writing `out` would replace `source`."""
+    read, written = source.resolve(), out.resolve()
+    if written == read or written in read.parents:
+        raise UserError("this would replace what is read", str(out), "give another name")
 
 
 def write_tensors(path: Path, tensors: Tensors) -> None:

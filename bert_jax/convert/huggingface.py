@@ -179,6 +179,12 @@ def from_tensors(
     """
     tensors, notes = _modern(tensors, family, where, drop)
     present = parts_in(family.rows, config, tensors)
+    if "next_sentence" in present and "pooler" not in present:
+        raise UserError(
+            "there is a next-sentence head, and no pooler for it to read",
+            where,
+            "see `bert-jax import --drop` to leave the head out",
+        )
     params = from_foreign(family.rows_of(config, present), config, tensors, where)
     return params, tuple(notes)
 
@@ -189,7 +195,10 @@ def _modern(tensors: Tensors, family: Family, where: str, drop: Sequence[str]) -
     notes = []
     dropped = [name for name in tensors if name.startswith(tuple(drop))] if drop else []
     if dropped:
-        notes.append(f"{counted(len(dropped), 'tensor')} left out as asked: {', '.join(sorted(dropped)[:3])}")
+        notes.append(
+            f"{counted(len(dropped), 'tensor')} left out as asked: {', '.join(sorted(dropped)[:3])}"
+            + (f" and {len(dropped) - 3} more" if len(dropped) > 3 else "")
+        )
     tensors = {_renamed(name): tensor for name, tensor in tensors.items() if name not in dropped}
     if not any(name.startswith(family.prefix) for name in tensors):
         tops = {row.foreign.split(".")[1] for row in family.rows if row.foreign.startswith(family.prefix)}

@@ -252,7 +252,12 @@ def from_foreign(rows: Sequence[Row], config: BertConfig, tensors: Mapping[str, 
     expected = foreign_shapes(rows, config)
     _account("are missing", "was it saved from another class?", expected.keys() - tensors.keys(), where)
     more = tensors.keys() - expected.keys()
-    _account("are not in the table of this architecture", "see --drop if they are a head of yours", more, where)
+    _account(
+        "are not in the table of this architecture",
+        "leave out a head of yours with `bert-jax import --drop PREFIX`",
+        more,
+        where,
+    )
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise UserError(

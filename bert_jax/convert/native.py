@@ -44,6 +44,7 @@ def write(out: str | Path, loaded: Loaded, *, force: bool = False, provenance: M
         "schema": SCHEMA,
         "architecture": loaded.architecture,
         "config": dataclasses.asdict(loaded.config),
+        "tokenizer": loaded.tokenizer.fingerprint,
         "pooling": pooling,
         "notes": list(loaded.notes),
     }
@@ -89,7 +90,12 @@ def read(directory: str | Path) -> Loaded:
         if tensors[row.path].shape != our_shape(row, config):
             raise UserError(f"{row.path} has another shape than the config says", where, "import it anew")
     params = nested({row.path: tensors[row.path] for row in rows})
-    return Loaded(config, params, Tokenizer.load(directory / TOKENIZER), architecture, pooling, notes=notes)
+    tokenizer = Tokenizer.load(directory / TOKENIZER)
+    if tokenizer.fingerprint != tree.get("tokenizer"):
+        raise UserError(
+            "this is not the tokenizer that came with the weights", str(directory / TOKENIZER), "import the model anew"
+        )
+    return Loaded(config, params, tokenizer, architecture, pooling, notes=notes)
 
 
 def _pooling_to_json(pooling: Pooling) -> dict[str, Any]:

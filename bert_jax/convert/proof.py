@@ -242,7 +242,7 @@ def pairs(
     rows, segments = [], []
     for first, second in zip(pieces, pieces[1:] + pieces[:1], strict=True):
         rows.append([special.cls, *first, special.sep, *second, special.sep])
-        segments.append([0] * (len(first) + 2) + [1] * (len(second) + 1))
+        segments.append([0] * (len(first) + 2) + [int(config.segments > 1)] * (len(second) + 1))
     order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
     while order:
         length = len(rows[order[0]])

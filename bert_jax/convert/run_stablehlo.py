@@ -74,8 +74,11 @@ def main(paths: list[str]) -> None:
         sys.exit((__doc__ or "").strip())
     network = load(Path(__file__).parent)
     for source, target in zip(paths[::2], paths[1::2], strict=True):
-        with np.load(source) as inputs:
-            outputs = network(**inputs)
+        try:
+            with np.load(source) as inputs:
+                outputs = network(**inputs)
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            sys.exit(f"{source}: {error}")
         np.savez(target, **{name: np.asarray(array) for name, array in outputs.items()})
 
 

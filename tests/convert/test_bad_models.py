@@ -160,7 +160,7 @@ CASES = [
     ),
     Case(
         "a head that is not read",
-        "classifier.bias, classifier.weight; see --drop",
+        "classifier.bias, classifier.weight; leave out a head of yours with `bert-jax import --drop",
         tensors(lambda all_of: all_of.update({"classifier.weight": np.ones((2, 24)), "classifier.bias": np.ones(2)})),
     ),
     Case(
