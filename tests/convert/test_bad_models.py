@@ -128,6 +128,17 @@ def executing(folder: Path) -> None:
         archive.writestr("archive/version", "3\n")
 
 
+def swapped(folder: Path) -> None:
+    """A tokenizer of as many pieces, two of them changed about."""
+    pieces = [*PIECES[:-2], PIECES[-1], PIECES[-2]]
+    shutil.rmtree(folder / "ours/tokenizer")
+    from_vocab(pieces, lowercase=True).save(folder / "ours/tokenizer")
+
+
+def unrelated(folder: Path) -> None:
+    from_vocab([*PIECES[:-1], "more"], lowercase=True).save(folder / "other")
+
+
 LAYER = "bert.encoder.layer.2.output.dense.bias"
 WORD = "bert.embeddings.word_embeddings.weight"
 
@@ -234,6 +245,35 @@ CASES = [
         tensors(lambda all_of: [all_of.pop(name) for name in list(all_of) if name.startswith("cls.")]),
         "export model out --model masked-lm",
     ),
+    Case(
+        "another tokenizer in our directory", "not the tokenizer that came with the weights", swapped, "export ours out"
+    ),
+    Case("an output that is the source", "would replace what is read", command="export ours ours --force"),
+    Case("an output around the source", "would replace what is read", command="export ours . --force"),
+    Case(
+        "a note of one's own in an export",
+        "holds files that no export wrote, so it is not replaced: notes.txt",
+        lambda folder: (folder / "model/notes.txt").write_text("mine"),
+        "export ours model --force --no-prove",
+    ),
+    Case(
+        "a next-sentence head without its pooler",
+        "no pooler for it to read",
+        command="import model --output out --no-prove --drop bert.pooler.",
+    ),
+    Case("a step of what is no run", "only a run has steps", command="export ours out --step 3"),
+    Case("pooling for tokens", "make sentence vectors", command="export ours out --format onnx --normalize"),
+    Case(
+        "no texts to whiten by",
+        "there are no texts in it",
+        lambda folder: (folder / "empty").touch(),
+        "export ours out --format sentence-transformers --whiten empty 8",
+    ),
+    Case(
+        "an unrelated tokenizer", "it lacks 1 piece of the model's", unrelated, "vocabulary ours out --tokenizer other"
+    ),
+    Case("a vocabulary beyond measure", "10,000,000 rows", command="vocabulary ours out --resize 900000000000"),
+    Case("a multiple of nothing", "no number of rows is a multiple of 0", command="vocabulary ours out --multiple 0"),
     Case(
         "a format that there is not",
         "invalid choice: 'savedmodel'",

@@ -21,6 +21,7 @@ SIZES = {"vocab_size": V, "max_position_embeddings": 48}
 BERT_LIKE = SIZES | {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
 CONFIGS = {
     "bert": transformers.BertConfig(**BERT_LIKE),
+    "bert, one segment": transformers.BertConfig(**BERT_LIKE, type_vocab_size=1),
     "albert": transformers.AlbertConfig(**BERT_LIKE, embedding_size=12, num_hidden_groups=1),
     "albert, two groups, E as wide as D": transformers.AlbertConfig(
         **(BERT_LIKE | {"num_hidden_layers": 4}), embedding_size=24, num_hidden_groups=2
