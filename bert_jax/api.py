@@ -218,6 +218,8 @@ class Model:
                 masked-LM head.
         """
         check_masked(text)
+        if not isinstance(k, int) or k < 1:
+            raise UserError(f"k = {k!r} guesses cannot be given", "k", "ask for 1 or more")
         self._need("masked_lm", "masked-LM", "fill_mask")
         ids = masked_ids(self.tokenizer, text)
         if len(ids) > self.config.positions:
@@ -233,7 +235,7 @@ class Model:
         positions[0, : len(places)] = places
         chances = np.asarray(_guess(self.config, self.params, batch.arrays, positions))[0, : len(places)]
         chances = chances[:, : self.tokenizer.vocab_size]
-        best = np.argsort(-chances, axis=1, kind="stable")[:, : max(k, 0)]
+        best = np.argsort(-chances, axis=1, kind="stable")[:, :k]
         return [
             tuple(Guess(int(i), readable(self.tokenizer, int(i)), float(each[i])) for i in top)
             for each, top in zip(chances, best, strict=True)
@@ -341,6 +343,10 @@ class Model:
 
     def _layer(self, layer: int, pool: str) -> int:
         layers = self.config.layers
+        if not isinstance(layer, int) or isinstance(layer, bool):
+            raise UserError(
+                f"layer = {layer!r} is no whole number", "layer", f"choose from 0 to {layers}, or -1 the last"
+            )
         if not -layers - 1 <= layer <= layers:
             raise UserError(f"there is no layer {layer}", "layer", f"choose from 0 to {layers}, or -1 the last")
         layer %= layers + 1
