@@ -245,7 +245,7 @@ def pairs(
         segments.append([0] * (len(first) + 2) + [int(config.segments > 1)] * (len(second) + 1))
     order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
     while order:
-        length = len(rows[order[0]])
+        length = min(-(-len(rows[order[0]]) // 64) * 64, config.positions)  # few shapes to compile
         chosen, order = order[: max(2, tokens // length)], order[max(2, tokens // length) :]
         names = ("input_ids", "segment_ids", "sequence_ids")
         batch = {name: np.zeros((len(chosen), length), np.int32) for name in names}
