@@ -3,7 +3,7 @@
     python -m benchmarks.round_trip CORPORA VOCABULARY [--sizes tiny base] [--texts 200]
 
 CORPORA holds folders of paragraphs (`en_wiki2015`, `de_wiki`, `ko_wiki`, `zh_wiki`, as `*.txt` or `*.txt.zst`),
-VOCABULARY is a multilingual `vocab.txt`, trimmed to the texts. For each size and each class of transformers that is read
+VOCABULARY is a multilingual `vocab.txt`, trimmed to the texts. For each size and each transformers class that is read
 here:
 
 - transformers writes random weights; they are read, written again, and every tensor must be the same bits;
