@@ -13,7 +13,8 @@ from typing import BinaryIO
 
 import google_crc32c
 
-from bert_jax.convert.wire import BadMessage, varint, write_varint
+from bert_jax.text.records import mask_crc
+from bert_jax.text.wire import BadMessage, varint, write_varint
 
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 _FOOTER = 48
@@ -26,9 +27,7 @@ class BadTable(ValueError):
 
 
 def masked_crc(data: bytes) -> int:
-    """CRC32C, rotated and shifted so that one of data that holds CRCs stays strong."""
-    crc = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return mask_crc(google_crc32c.value(data))
 
 
 def read_table(file: BinaryIO, size: int) -> Iterator[tuple[bytes, bytes]]:

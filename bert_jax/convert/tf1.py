@@ -18,11 +18,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from bert_jax.convert import wire
 from bert_jax.convert.names import Tensors
 from bert_jax.convert.table import MAGIC, BadTable, masked_crc, read_table, write_table
 from bert_jax.convert.weights import open_weights, settled, told
 from bert_jax.errors import UserError, counted
+from bert_jax.text import wire
 
 # core/framework/types.proto
 _DTYPES = {

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.text.features import KINDS, Records
+from bert_jax.text.wire import write_varint
 
 
 def encode(
@@ -119,10 +120,10 @@ def _segments(records: Records, n: int) -> list[_Segment]:
 def _head(name: str, size: int) -> bytes:
     """The map entry of a feature up to its payload of `size` bytes."""
     listed = _length(size)
-    feature = bytes([KINDS.get(name, 3) << 3 | 2]) + _varint_of(len(listed) + size) + listed
+    feature = bytes([KINDS.get(name, 3) << 3 | 2]) + write_varint(len(listed) + size) + listed
     key = name.encode()
-    entry = b"\x0a" + _varint_of(len(key)) + key + b"\x12" + _varint_of(len(feature) + size) + feature
-    return b"\x0a" + _varint_of(len(entry) + size) + entry
+    entry = b"\x0a" + write_varint(len(key)) + key + b"\x12" + write_varint(len(feature) + size) + feature
+    return b"\x0a" + write_varint(len(entry) + size) + entry
 
 
 def _beginning(frame: Callable[[int], bytes], size: int) -> bytes:
@@ -132,16 +133,7 @@ def _beginning(frame: Callable[[int], bytes], size: int) -> bytes:
 
 def _length(size: int) -> bytes:
     """Tag and length of field 1 with `size` bytes."""
-    return b"\x0a" + _varint_of(size)
-
-
-def _varint_of(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    return b"\x0a" + write_varint(size)
 
 
 def _rows_by_size(make: Callable[[Any, int], bytes], of: Hashable, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

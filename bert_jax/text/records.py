@@ -103,10 +103,10 @@ def _frames(batch: Records) -> tuple[np.ndarray, np.ndarray]:
 def _head(size: int) -> bytes:
     """What stands before an Example of this size."""
     length = struct.pack("<Q", size)
-    return length + struct.pack("<I", _mask(google_crc32c.value(length)))
+    return length + struct.pack("<I", mask_crc(google_crc32c.value(length)))
 
 
-def _mask(crc: int) -> int:
+def mask_crc(crc: int) -> int:
     """TFRecord stores CRCs rotated and shifted, so that a CRC of data that holds CRCs stays strong."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -197,7 +197,7 @@ def open_shard(path: str | os.PathLike) -> Shard:
         with open(path, "rb") as file:
             head = file.read(_FRAME)
         # A first record of 35,615 bytes would begin with the magic of gzip too, but then its checksum holds.
-        framed = len(head) == _FRAME and _mask(google_crc32c.value(head[:8])) == struct.unpack("<I", head[8:])[0]
+        framed = len(head) == _FRAME and mask_crc(google_crc32c.value(head[:8])) == struct.unpack("<I", head[8:])[0]
         packed = head[:2] == b"\x1f\x8b" and not framed
         if path.suffix == ".gz" and not packed:
             raise UserError("this is not gzip, whatever its name says", str(path), "make it again, or rename it")
@@ -273,7 +273,7 @@ def _index(source: Path, name: Path) -> _Index:
             head, length = data[at : at + _FRAME], 0
             if len(head) == _FRAME:
                 length, crc = struct.unpack("<QI", head)
-                if _mask(google_crc32c.value(head[:8])) != crc:
+                if mask_crc(google_crc32c.value(head[:8])) != crc:
                     what = "the checksum of a record's length does not hold"
                     if not lengths:
                         what += " (is this a TFRecord file?)"
@@ -381,7 +381,7 @@ class Shard:
         start = int(self._index.offsets[number])
         end = start + _FRAME + int(self._index.lengths[number])
         piece = self._data[start + _FRAME : end]
-        if _mask(google_crc32c.value(piece)) != int.from_bytes(self._data[end : end + 4], "little"):
+        if mask_crc(google_crc32c.value(piece)) != int.from_bytes(self._data[end : end + 4], "little"):
             raise _damage(self.path, number, start, "the checksum of the record does not hold")
         return piece
 

@@ -6,7 +6,7 @@ import os
 import struct
 
 from bert_jax.convert.table import MAGIC, masked_crc
-from bert_jax.convert.wire import write_varint
+from bert_jax.text.wire import write_varint
 
 
 def table_of(

@@ -16,8 +16,8 @@ from bert_jax.config import PRESETS, BertConfig, preset
 from bert_jax.convert.names import HUGGING_FACE, TF1, foreign_shapes, from_foreign, our_shape, to_foreign
 from bert_jax.convert.table import BadTable, masked_crc, read_table, unsnappy, write_table
 from bert_jax.convert.tf1 import read_tf1, write_tf1
-from bert_jax.convert.wire import BadMessage, write_field, write_fixed32, write_varint
 from bert_jax.errors import UserError
+from bert_jax.text.wire import BadMessage, write_field, write_fixed32, write_varint
 from tests.convert.damage import every_answer_is_an_error_or_weights
 from tests.convert.tables import table_of
 

@@ -1,4 +1,7 @@
-"""Protocol buffers as bytes, what checkpoints need of them (https://protobuf.dev/programming-guides/encoding)."""
+"""Protocol buffers as bytes, one message at a time (https://protobuf.dev/programming-guides/encoding).
+
+For SentencePiece models and checkpoints. Blocks of records have readers and writers of their own (`example*.py`).
+"""
 
 from __future__ import annotations
 
