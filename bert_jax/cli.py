@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bert-jax {asked}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        again = "run the same command again" if asked == "pretrain" else "what was begun is left out"
+        again = "run the same command again" if asked == "pretrain" else "files that stand are whole"
         print(f"bert-jax {asked}: interrupted; {again}", file=sys.stderr)
         return 130
     except BrokenPipeError:

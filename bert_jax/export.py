@@ -83,8 +83,9 @@ def run(args: argparse.Namespace) -> int:
     parts = {part: tree for part, tree in loaded.params.items() if part in kind.parts}
     loaded = replace(loaded, params=parts, architecture=kind.architecture)
     pooled, loaded = loaded.pooling, replace(loaded, pooling=_pooling(args, loaded) if sentences else None)
-    facts = Facts(args.out.name, loaded, kind.architecture, use=chosen.use, license=args.license)
-    chosen.write(args.out, loaded, args.force, *_record(args.source, facts))
+    facts = Facts(args.out.name, loaded, use=chosen.use, license=args.license)
+    provenance, extra = _record(args.source, facts)
+    chosen.write(args.out, loaded, force=args.force, provenance=provenance, extra=extra)
     after = f" after step {loaded.step:,}" if loaded.step is not None else ""
     print(f"{args.out}: {kind.architecture}{after}, {chosen.what}, {_megabytes(args.out)}")
     if pooled and not sentences:
@@ -108,9 +109,9 @@ def _pooling(args: argparse.Namespace, loaded: Loaded) -> Pooling:
         raise UserError(f"cannot be read ({error})", path, "give a UTF-8 file with a text a line") from None
     if not texts:
         raise UserError("there are no texts in it", path, "give a UTF-8 file with a text a line")
-    bare = replace(loaded, pooling=replace(pooling, normalize=False, dense=()))
-    dense = sentence_transformers.fit_whitening(Model.of(bare).encode(texts), int(size))
-    return replace(pooling, dense=(dense,))
+    before = replace(loaded, pooling=replace(pooling, normalize=False))
+    dense = sentence_transformers.fit_whitening(Model.of(before).encode(texts), int(size))
+    return replace(pooling, dense=(*pooling.dense, dense))
 
 
 def _record(source: Path, facts: Facts) -> tuple[dict[str, Any], Extra]:
@@ -144,19 +145,18 @@ def _megabytes(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Format:
-    """What is written, by what, and how it is compared: `use` says in the model
-    card how, where transformers does not; `prove` gives one sentence, and raises `UserError` where the
-    comparison fails. `libraries` is what the latter takes, and what pip is to install for each."""
+    """What is written, by what, and how it is compared.
+
+    `use` tells the model card how the files are used, where transformers does not. `write` takes the directory, the
+    model, `force`, `provenance` and `extra`. `prove` gives one sentence, and raises `UserError` where the comparison
+    fails; `libraries` is what it takes, and what pip is to install for each.
+    """
 
     what: str
     use: str
-    write: Callable[[Path, Loaded, bool, dict[str, Any], Extra], object]
+    write: Callable[..., object]
     prove: Callable[[Path, Loaded], str]
     libraries: dict[str, str]
-
-
-def _write_huggingface(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: Extra) -> None:
-    huggingface.write(out, loaded, force=force, provenance=provenance, extra=extra)
 
 
 def _prove_huggingface(out: Path, loaded: Loaded) -> str:
@@ -165,22 +165,17 @@ def _prove_huggingface(out: Path, loaded: Loaded) -> str:
     return demand(prove(out, open_foreign(out), kind), str(out))
 
 
-def _write_sentences(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: Extra) -> None:
-    sentence_transformers.write(out, loaded, force=force, provenance=provenance, extra=extra)
-
-
-def _write_tf1(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: Extra) -> None:
-    google.write(out, loaded, force=force, provenance=provenance, extra=extra)
-
-
 def _prove_tf1(out: Path, loaded: Loaded) -> str:
     """Nothing but TensorFlow 1 runs these; what can be said here is that every tensor stands in the files."""
     ours, theirs = (dict(flatten(one.params)) for one in (loaded, open_foreign(out)))
-    assert ours.keys() == theirs.keys() and all(np.array_equal(ours[path], theirs[path]) for path in ours)
+    other = [path for path in ours if path not in theirs or not np.array_equal(ours[path], theirs[path])]
+    if other or ours.keys() != theirs.keys():
+        first = (other or sorted(theirs.keys() - ours.keys()))[0]
+        raise UserError(f"{first} was not read back as it was written", str(out), "export it again")
     return f"read back: all {len(ours)} parameters equal bit for bit"
 
 
-def _write_onnx(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: Extra) -> None:
+def _write_onnx(out: Path, loaded: Loaded, *, force: bool, provenance: dict[str, Any], extra: Extra) -> None:
     with whole_directory(out, force, provenance, extra) as folder:
         onnx.write_onnx(folder / "model.onnx", loaded)
         huggingface.write_settings(folder, loaded)
@@ -192,7 +187,7 @@ def _prove_onnx(out: Path, loaded: Loaded) -> str:
     return demand(proof, str(out))
 
 
-def _write_stablehlo(out: Path, loaded: Loaded, force: bool, provenance: dict, extra: Extra) -> None:
+def _write_stablehlo(out: Path, loaded: Loaded, *, force: bool, provenance: dict[str, Any], extra: Extra) -> None:
     with whole_directory(out, force, provenance, extra) as folder:
         stablehlo.write_stablehlo(folder, loaded)
         loaded.tokenizer.save(folder / "tokenizer")
@@ -205,14 +200,14 @@ def _prove_stablehlo(out: Path, loaded: Loaded) -> str:
 
 
 FORMATS = {
-    "huggingface": Format("a transformers directory", "", _write_huggingface, _prove_huggingface, LIBRARIES),
+    "huggingface": Format("a transformers directory", "", huggingface.write, _prove_huggingface, LIBRARIES),
     "sentence-transformers": Format(
-        "a sentence-transformers directory", "", _write_sentences, _prove_huggingface, LIBRARIES
+        "a sentence-transformers directory", "", sentence_transformers.write, _prove_huggingface, LIBRARIES
     ),
     "tf1": Format(
         "a checkpoint for google-research/bert",
         "`--bert_config_file bert_config.json --vocab_file vocab.txt --init_checkpoint bert_model.ckpt`",
-        _write_tf1,
+        google.write,
         _prove_tf1,
         {},
     ),
@@ -222,7 +217,7 @@ FORMATS = {
         "gives them.",
         _write_onnx,
         _prove_onnx,
-        {"onnxruntime": "'bert-jax[onnx]'"},
+        onnx.LIBRARIES,
     ),
     "stablehlo": Format(
         "StableHLO for jax.export",

@@ -11,6 +11,7 @@ from bert_jax.convert import huggingface, native
 from bert_jax.convert.directory import keep_apart
 from bert_jax.convert.names import flatten
 from bert_jax.convert.origin import origin
+from bert_jax.convert.proof import demand, not_proved, prove, wanted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, write and compare; a failed comparison leaves the files and ends with status 1."""
-    from bert_jax.convert.proof import demand, not_proved, prove, wanted
-
     proving = wanted(args.prove)
     keep_apart(args.source, args.output)
     loaded = open_model(args.source, drop=args.drop)

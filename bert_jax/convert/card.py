@@ -28,29 +28,27 @@ class Facts:
 
     Attributes:
         name: for the heading and the examples: the directory's.
-        loaded: the model as it stands in the files, its `pooling` set for a sentence-transformers directory.
-        architecture: the transformers class of the files.
+        loaded: the model as it stands in the files, of their class; its `pooling` for a sentence-transformers one.
         provenance: `provenance.json` of the run or of the import.
         manifests: `manifest.json` of each stage's data.
         recipe: the resolved recipe, parsed.
         tokens: that were trained on, without padding.
         report: `report.json`.
         curves: whether `curves.png` lies beside.
-        use: how these files are used, where transformers does not read them.
         license: as the hub calls it, if a person said it.
+        use: how these files are used, where transformers does not read them.
     """
 
     name: str
     loaded: Loaded
-    architecture: str
     provenance: Tree = field(default_factory=dict)
     manifests: Sequence[Tree] = ()
     recipe: Tree = field(default_factory=dict)
     tokens: int | None = None
     report: Tree = field(default_factory=dict)
     curves: bool = False
-    use: str = ""
     license: str | None = None
+    use: str = ""
 
 
 def card(facts: Facts) -> str:
@@ -69,7 +67,7 @@ def languages(facts: Facts) -> list[str]:
 
 
 def _header(facts: Facts) -> str:
-    of = family_of(facts.architecture).model_type
+    of = family_of(facts.loaded.architecture).model_type
     lines = [f"library_name: {'sentence-transformers' if facts.loaded.pooling else 'transformers'}"]
     if facts.license:
         lines.append(f"license: {json.dumps(facts.license)}")
@@ -80,12 +78,12 @@ def _header(facts: Facts) -> str:
 
 
 def _opened(facts: Facts) -> tuple[str, str]:
-    return next(value for end, value in _OPENED.items() if facts.architecture.endswith(end))
+    return next(value for end, value in _OPENED.items() if facts.loaded.architecture.endswith(end))
 
 
 def _opening(facts: Facts) -> str:
     config = facts.loaded.config
-    said = f"{facts.architecture}, {config.layers} layers of {config.width}, {_parameters(facts):,} parameters"
+    said = f"{facts.loaded.architecture}, {config.layers} layers of {config.width}, {_parameters(facts):,} parameters"
     if facts.recipe:
         said += ", pretrained with bert_jax from random weights"
     elif facts.provenance.get("source"):
@@ -94,8 +92,8 @@ def _opening(facts: Facts) -> str:
 
 
 def _parameters(facts: Facts) -> int:
-    kinds = family_of(facts.architecture).kinds
-    parts = next(kind.parts for kind in kinds if kind.architecture == facts.architecture)
+    kinds = family_of(facts.loaded.architecture).kinds
+    parts = next(kind.parts for kind in kinds if kind.architecture == facts.loaded.architecture)
     return sum(leaf.size for path, leaf in flatten(facts.loaded.params) if path.split("/")[0] in parts)
 
 

@@ -42,12 +42,11 @@ def whole_directory(
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         folder.chmod(0o777 & ~_umask())
-        write_json(folder / PROVENANCE, dict(provenance))
         yield folder
         for name, text in (extra or {}).items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
-        written = sorted(path.name for path in folder.iterdir())
+        written = sorted({PROVENANCE, *(path.name for path in folder.iterdir())})
         write_json(folder / PROVENANCE, {**provenance, WRITTEN: written})
         _may_write(out, force)  # another process may have been faster
         old = folder.with_name(folder.name + ".old")

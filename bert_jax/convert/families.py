@@ -113,6 +113,8 @@ BERT = Family(
     },
 )
 
+_ALBERTS = {"hidden_act": "gelu_new", "hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}  # its own defaults
+
 _ALBERT = Family(
     "albert",
     "albert.",
@@ -123,11 +125,7 @@ _ALBERT = Family(
         Kind("encoder", "AlbertModel", (*_ENCODER, "pooler"), prefixed=False, optional=("pooler",)),
     ),
     (
-        *((field, key, {"hidden_act": "gelu_new"}.get(key, default)) for field, key, default in _BERT_FIELDS[:-4]),
-        ("norm_epsilon", "layer_norm_eps", 1e-12),
-        ("hidden_dropout", "hidden_dropout_prob", 0),
-        ("attention_dropout", "attention_probs_dropout_prob", 0),
-        ("init_std", "initializer_range", 0.02),
+        *((field, key, _ALBERTS.get(key, default)) for field, key, default in _BERT_FIELDS),
         ("embedding", "embedding_size", 128),
         ("groups", "num_hidden_groups", 1),
     ),

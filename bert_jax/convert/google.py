@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from bert_jax.convert.directory import read_json, whole_directory, write_json
 from bert_jax.convert.families import BERT, config_from_json
 from bert_jax.convert.huggingface import kind_for
 from bert_jax.convert.loaded import Loaded
-from bert_jax.convert.names import TF1, from_foreign, of_parts, parts_in, to_foreign
+from bert_jax.convert.names import TF1, from_foreign, of_parts, parts_in, to_foreign, without
 from bert_jax.convert.tf1 import read_tf1, write_tf1
 from bert_jax.errors import UserError, counted
 from bert_jax.text.tokenizer import Tokenizer
@@ -39,13 +39,14 @@ def holds(path: str | Path) -> bool:
     return (path / CONFIG).is_file() or (not path.is_dir() and (path.parent / CONFIG).is_file())
 
 
-def read(path: str | Path) -> Loaded:
+def read(path: str | Path, drop: Sequence[str] = ()) -> Loaded:
     """The model of a directory, or of one checkpoint in it.
 
     Its "gelu" is the approximation by tanh (modeling.py, `gelu`), where transformers' word "gelu" is the exact one.
 
     Args:
         path: the directory, or the beginning of a checkpoint's file names (`DIR/bert_model.ckpt`).
+        drop: beginnings of names of tensors to leave out, as of a head that is not in the table.
 
     Raises:
         UserError: files are missing or broken, or do not fit each other.
@@ -57,9 +58,11 @@ def read(path: str | Path) -> Loaded:
     if not isinstance(tree, dict) or tree.get("hidden_act", "gelu") != "gelu":
         raise UserError("this is no BERT of google-research/bert with hidden_act = gelu", where, "give that file")
     config, _ = config_from_json({**tree, "model_type": "bert", "hidden_act": "gelu_new"}, where)
-    tensors, dropped = read_tf1(path)
+    tensors, slots = read_tf1(path)
+    tensors, notes = without(tensors, drop, str(path))
     params = from_foreign(of_parts(TF1, parts_in(TF1, config, tensors)), config, tensors, str(path))
-    notes = (f"{counted(dropped, 'tensor')} left out that only training needs",) if dropped else ()
+    if slots:
+        notes += (f"{counted(slots, 'tensor')} left out that only training needs",)
     tokenizer = Tokenizer.load(folder / VOCABULARY)
     return Loaded(config, params, tokenizer, BERT.richest(params).architecture, notes=notes)
 

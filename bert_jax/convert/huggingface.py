@@ -21,10 +21,10 @@ from bert_jax.convert.directory import read_json, whole_directory, write_json, w
 from bert_jax.convert.families import Family, Kind, config_from_json, config_to_json, family_of
 from bert_jax.convert.flax_msgpack import read_flax
 from bert_jax.convert.loaded import Loaded
-from bert_jax.convert.names import Params, Tensors, from_foreign, parts_in, to_foreign
+from bert_jax.convert.names import Params, Tensors, from_foreign, parts_in, to_foreign, without
 from bert_jax.convert.safetensors_file import read_safetensors
 from bert_jax.convert.torch_pickle import read_torch
-from bert_jax.errors import UserError, counted
+from bert_jax.errors import UserError
 from bert_jax.text.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -98,7 +98,6 @@ def write(
     parts = {name: tree for name, tree in loaded.params.items() if name in chosen.parts}
     rows = family_of(loaded.architecture).rows_of(config, parts, chosen.prefixed)
     tensors = to_foreign(rows, config, parts)
-    config_to_json(config, chosen.architecture, 0)  # what the family cannot say is told before anything is written
     with whole_directory(Path(out), force, provenance or {}, extra) as folder:
         write_tensors(folder / WEIGHTS, tensors)
         write_settings(folder, replace(loaded, architecture=chosen.architecture))
@@ -177,7 +176,8 @@ def from_tensors(
     Raises:
         UserError: tensors are missing, unknown, or of shapes that the config does not say.
     """
-    tensors, notes = _modern(tensors, family, where, drop)
+    tensors, notes = without(tensors, drop, where)
+    tensors = _modern(tensors, family, where)
     present = parts_in(family.rows, config, tensors)
     if "next_sentence" in present and "pooler" not in present:
         raise UserError(
@@ -186,20 +186,12 @@ def from_tensors(
             "see `bert-jax import --drop` to leave the head out",
         )
     params = from_foreign(family.rows_of(config, present), config, tensors, where)
-    return params, tuple(notes)
+    return params, notes
 
 
-def _modern(tensors: Tensors, family: Family, where: str, drop: Sequence[str]) -> tuple[Tensors, list[str]]:
-    """The same tensors under today's names of a class with heads, without those that repeat another, hold constants or
-    are to be dropped."""
-    notes = []
-    dropped = [name for name in tensors if name.startswith(tuple(drop))] if drop else []
-    if dropped:
-        notes.append(
-            f"{counted(len(dropped), 'tensor')} left out as asked: {', '.join(sorted(dropped)[:3])}"
-            + (f" and {len(dropped) - 3} more" if len(dropped) > 3 else "")
-        )
-    tensors = {_renamed(name): tensor for name, tensor in tensors.items() if name not in dropped}
+def _modern(tensors: Tensors, family: Family, where: str) -> Tensors:
+    """The same tensors under the names of today, as in a class with heads; none that repeats another or is constant."""
+    tensors = {_renamed(name): tensor for name, tensor in tensors.items()}
     if not any(name.startswith(family.prefix) for name in tensors):
         tops = {row.foreign.split(".")[1] for row in family.rows if row.foreign.startswith(family.prefix)}
         bare = lambda name: name.split(".")[0] in tops  # noqa: E731
@@ -214,7 +206,7 @@ def _modern(tensors: Tensors, family: Family, where: str, drop: Sequence[str]) -
                     "give a model with tied embeddings",
                 )
             del tensors[copy]
-    return tensors, notes
+    return tensors
 
 
 def _renamed(name: str) -> str:

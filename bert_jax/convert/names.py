@@ -208,6 +208,23 @@ def of_parts(rows: Iterable[Row], parts: Iterable[str]) -> tuple[Row, ...]:
     return tuple(row for row in rows if row.path.split("/")[0] in parts)
 
 
+def without(tensors: Tensors, drop: Sequence[str], where: str) -> tuple[Tensors, tuple[str, ...]]:
+    """The tensors whose names begin with none of `drop`, and a sentence on those that are left out.
+
+    Raises:
+        UserError: no name begins with one of them.
+    """
+    for prefix in drop:
+        if not any(name.startswith(prefix) for name in tensors):
+            raise UserError(f"no tensor's name begins with {prefix!r}", where, "leave this --drop out")
+    dropped = sorted(name for name in tensors if name.startswith(tuple(drop)))
+    if not dropped:
+        return tensors, ()
+    named = ", ".join(dropped[:3]) + (f" and {len(dropped) - 3} more" if len(dropped) > 3 else "")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(tuple(drop))}
+    return kept, (f"{counted(len(dropped), 'tensor')} left out as asked: {named}",)
+
+
 def parts_in(rows: Iterable[Row], config: BertConfig, names: Iterable[str]) -> tuple[str, ...]:
     """The parts of the tree of which any tensor is among the foreign `names`, and the encoder's in any case."""
     names = set(names)

@@ -14,7 +14,6 @@ compares it with our forward pass, and where they differ, layer by layer.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -29,7 +28,7 @@ from bert_jax.convert import artefacts
 from bert_jax.convert.artefacts import SHAPES
 from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.names import Params
-from bert_jax.convert.proof import Proof
+from bert_jax.convert.proof import Proof, check_libraries
 from bert_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,18 +37,9 @@ if TYPE_CHECKING:
 OPSET = 20  # the first with Gelu; onnxruntime runs it from 1.17 on
 IR_VERSION = 9  # of the ONNX release that brought opset 20: a newer one would only shut older runtimes out
 LIMIT = 2**31 - 2**20  # protobuf writes no message of 2 GiB; the graph itself is far below a MiB
+EXTRA = "'bert-jax[onnx]'"
+LIBRARIES = {"onnx": EXTRA, "onnxruntime": EXTRA}  # of the proof, and what installs them
 MASKED = float(np.finfo(np.float32).min / 2)
-
-
-def check_libraries(*names: str) -> None:
-    """Raises UserError if one of these cannot be imported, and says what installs it."""
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise UserError(
-                f"{name} cannot be imported ({error})", "ONNX export", "pip install 'bert-jax[onnx]'"
-            ) from None
 
 
 # ------------------------------------------------------------------------------------------------------- writing
@@ -66,7 +56,7 @@ def write_onnx(path: str | Path, loaded: Loaded, *, all_layers: bool = False) ->
         UserError: onnx is not installed, `path` exists or cannot be written, or the weights need more than the 2 GiB
             that one file can hold.
     """
-    check_libraries("onnx")
+    check_libraries({"onnx": EXTRA}, "an ONNX file", str(path))
     import onnx
 
     path = Path(path)
@@ -312,7 +302,7 @@ def prove(path: str | Path, loaded: Loaded, shapes: Sequence[tuple[int, int]] = 
     Raises:
         UserError: onnx or onnxruntime is not installed, or onnxruntime cannot run the file.
     """
-    check_libraries("onnx", "onnxruntime")
+    check_libraries(LIBRARIES)
     import onnx
     import onnxruntime
 

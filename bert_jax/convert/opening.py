@@ -30,7 +30,7 @@ def open_foreign(path: str | Path, drop: Sequence[str] = ()) -> Loaded:
     elif huggingface.is_directory(path):
         loaded = huggingface.read(path, drop)
     elif google.holds(path):
-        loaded = google.read(path)
+        loaded = google.read(path, drop)
     else:
         raise _no_model(path)
     check_tokenizer(loaded, str(path))

@@ -33,9 +33,7 @@ RECIPE = {
     "stage": [{"steps": 1234, "batch": 64, "length": 32, "learning_rate": 2e-3}],
 }
 PROVENANCE = {"machine": "A-machine", "python": "3.11", "mesh": {"data": 2, "fsdp": 4}, "packages": {"jax": "0.10"}}
-WHOLE = Facts(
-    "a-run", LOADED, "BertForPreTraining", PROVENANCE, [MANIFEST], RECIPE, 9_876_543, REPORT, True, "apache-2.0"
-)
+WHOLE = Facts("a-run", LOADED, PROVENANCE, [MANIFEST], RECIPE, 9_876_543, REPORT, True, "apache-2.0")
 
 
 def test_the_card_of_a_run_says_what_its_record_says() -> None:
@@ -63,23 +61,28 @@ def test_the_card_of_a_run_says_what_its_record_says() -> None:
 
 
 def test_what_is_not_on_record_is_left_out() -> None:
-    imported = Facts("x", replace(LOADED, step=None), "BertForMaskedLM", {"source": "elsewhere"})
+    loaded = replace(LOADED, step=None, architecture="BertForMaskedLM")
+    imported = Facts("x", loaded, {"source": "elsewhere"})
     text = card(imported)
     for absent in ("license", "language:", "## Data", "## Training", "## Evaluation", "curves", "steps", "hours"):
         assert absent not in text, absent
     assert "converted with bert_jax from `elsewhere`" in text and "No measurement of it is on record" in text
-    whole, encoder = (card(replace(imported, architecture=name)) for name in ("BertForPreTraining", "BertModel"))
+    whole, encoder = (
+        card(replace(imported, loaded=replace(loaded, architecture=name)))
+        for name in ("BertForPreTraining", "BertModel")
+    )
     counts = [int(re.findall(r"([\d,]+) parameters", of)[0].replace(",", "")) for of in (whole, text, encoder)]
     assert counts[0] > counts[1] > counts[2]  # of the parts that the class has, and no others
 
 
 def test_the_examples_are_of_the_library_that_opens_it() -> None:
     pooling = Pooling("mean", normalize=True, length=20, dense=(Dense(np.eye(24, 6, dtype=np.float32)),))
+    encoder = replace(LOADED, architecture="BertModel")
     texts = {
         "AutoModelForPreTraining": card(WHOLE),
-        "AutoModelForMaskedLM": card(replace(WHOLE, architecture="BertForMaskedLM")),
-        "AutoModel.from": card(replace(WHOLE, architecture="BertModel")),
-        "SentenceTransformer": card(replace(WHOLE, architecture="BertModel", loaded=replace(LOADED, pooling=pooling))),
+        "AutoModelForMaskedLM": card(replace(WHOLE, loaded=replace(LOADED, architecture="BertForMaskedLM"))),
+        "AutoModel.from": card(replace(WHOLE, loaded=encoder)),
+        "SentenceTransformer": card(replace(WHOLE, loaded=replace(encoder, pooling=pooling))),
     }
     for name, text in texts.items():
         blocks = re.findall("```python\n(.*?)```", text, re.S)

@@ -12,6 +12,7 @@ from tests.parity.foreign import torch, transformers  # first: skips where they 
 
 from bert_jax.convert import huggingface, native  # isort: skip
 from bert_jax.convert.families import FAMILIES, family_of
+from bert_jax.convert.names import flatten
 from bert_jax.convert.proof import TEXTS, prove
 from bert_jax.text.tokenizer import Tokenizer
 from tests.readable import readable_tokenizer
@@ -74,7 +75,7 @@ def test_a_directory_of_ours_holds_all_of_it(config: object, architecture: str, 
     native.write(tmp_path / "ours", loaded, provenance={"source": "a test"})
     again = native.read(tmp_path / "ours")
     assert (again.config, again.architecture) == (loaded.config, architecture)
-    leaves = [dict(_leaves(tree)) for tree in (loaded.params, again.params)]
+    leaves = [dict(flatten(tree)) for tree in (loaded.params, again.params)]
     assert leaves[0].keys() == leaves[1].keys()
     for path, leaf in leaves[0].items():
         np.testing.assert_array_equal(leaf, leaves[1][path])
@@ -95,15 +96,8 @@ def test_names_of_other_years_are_read_as_todays(tmp_path: Path) -> None:
     old["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"]
     old["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"]
     params, notes = huggingface.from_tensors(old, expected.config, family, "here")
-    assert dict(_leaves(params)).keys() == dict(_leaves(expected.params)).keys() and not notes
+    assert dict(flatten(params)).keys() == dict(flatten(expected.params)).keys() and not notes
     bare = {name.removeprefix("bert."): tensor for name, tensor in old.items() if name.startswith("bert.")}
     params, _ = huggingface.from_tensors(bare, expected.config, family, "here")
     assert set(params) == {"embeddings", "layers", "pooler"}
     np.testing.assert_array_equal(params["pooler"]["bias"], expected.params["pooler"]["bias"])
-
-
-def _leaves(tree: dict, prefix: str = "") -> list[tuple[str, np.ndarray]]:
-    found = []
-    for name, value in tree.items():
-        found += _leaves(value, f"{prefix}{name}/") if isinstance(value, dict) else [(prefix + name, value)]
-    return found
