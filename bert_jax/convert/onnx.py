@@ -56,8 +56,10 @@ def write_onnx(path: str | Path, loaded: Loaded, *, all_layers: bool = False) ->
         UserError: onnx is not installed, `path` exists or cannot be written, or the weights need more than the 2 GiB
             that one file can hold.
     """
-    check_libraries({"onnx": EXTRA}, "an ONNX file", str(path))
-    import onnx
+    try:
+        import onnx
+    except ImportError as error:
+        raise UserError(f"onnx cannot be imported ({error})", "ONNX export", f"pip install {EXTRA}") from None
 
     path = Path(path)
     artefacts.refuse_existing(path)
