@@ -339,7 +339,8 @@ class Model:
 
     def _need(self, part: str, head: str, where: str) -> None:
         if part not in self.params:
-            raise UserError(f"this model has no {head} head", where, "open one that was saved with it")
+            what = "export with --model pretraining" + (" or masked-lm" if part == "masked_lm" else "")
+            raise UserError(f"this model has no {head} head", where, what)
 
     def _layer(self, layer: int, pool: str) -> int:
         layers = self.config.layers

@@ -59,8 +59,8 @@ class Proof:
     versions: dict[str, str]
 
 
-def check_libraries(libraries: Mapping[str, str] = LIBRARIES, of: str = "the proof", where: str = "--prove") -> None:
-    """Raises UserError naming each library that cannot be imported, what it is for, and what installs it."""
+def check_libraries(libraries: Mapping[str, str] = LIBRARIES) -> None:
+    """Raises UserError naming each library of a proof that cannot be imported, and what installs it."""
     failed = {}
     for name, package in libraries.items():
         try:
@@ -68,7 +68,9 @@ def check_libraries(libraries: Mapping[str, str] = LIBRARIES, of: str = "the pro
         except ImportError as error:
             failed[package] = f"{name} ({error})"
     if failed:
-        raise UserError(f"{of} cannot import {' and '.join(failed.values())}", where, f"pip install {' '.join(failed)}")
+        raise UserError(
+            f"the proof cannot import {' and '.join(failed.values())}", "--prove", f"pip install {' '.join(failed)}"
+        )
 
 
 def wanted(asked: bool | None, libraries: Mapping[str, str] = LIBRARIES) -> bool:
