@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 from benchmarks.cases import CASES, TINY, Case, make_batch
-from benchmarks.h200 import attempt
+from benchmarks.h200_parts import attempt
 from bert_jax import cost
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from benchmarks.cases import CASES, TINY, Case, make_batch
-from benchmarks.h200 import Setting, attempt, parts, run_apart
+from benchmarks.h200 import parts, run_apart
+from benchmarks.h200_parts import Setting, attempt
 from benchmarks.kernels import Kernel, kind, summarise
 
 ROOT = Path(__file__).parents[1]
