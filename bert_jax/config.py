@@ -1,24 +1,17 @@
-"""Settings: frozen dataclasses ← TOML ← `--set a.b=c`.
+"""The settings of a network and of its pretraining: frozen dataclasses, read from TOML by `settings.py`.
 
-A default stands in its dataclass and nowhere else. A key that does not exist names its nearest neighbour, a value
-that cannot be names the cure. Standard library only, so that every room may import it.
+A default stands in its dataclass and nowhere else. Standard library only, so that every room may import it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import hashlib
-import json
-import re
-import tomllib
-import types
 import typing
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bert_jax.errors import UserError
+from bert_jax.settings import assign, build, in_range, one_of, positive, read_toml
 
 # ---------------------------------------------------------------------------------------------- the network
 
@@ -54,9 +47,9 @@ class BertConfig:
     vocab_multiple: int = 1  # word table and masked-LM bias have rows up to the next multiple; those from V on stay 0
 
     def __post_init__(self) -> None:
-        _positive(self, "model", "vocab_size", "width", "layers", "heads", "feed_forward", "positions")
-        _in_range(self, "model", vocab_multiple=(1, 1e5))
-        _in_range(self, "model", segments=(0, 1e6), embedding=(0, 1e9), groups=(0, 1e9))
+        positive(self, "model", "vocab_size", "width", "layers", "heads", "feed_forward", "positions")
+        in_range(self, "model", vocab_multiple=(1, 1e5))
+        in_range(self, "model", segments=(0, 1e6), embedding=(0, 1e9), groups=(0, 1e9))
         if self.layers % self.distinct_layers:
             raise UserError(
                 f"{self.layers} layers do not divide into {self.groups} groups",
@@ -71,9 +64,9 @@ class BertConfig:
             )
         if self.relations < 2:
             raise UserError(f"relations = {self.relations} leave nothing to tell apart", "model", "give 2 or more")
-        _one_of(self, "model", "activation", ("gelu", "gelu_tanh"))
-        _one_of(self, "model", "position_init", ("normal", "sinusoid"))
-        _in_range(self, "model", init_std=(0, 100), norm_epsilon=(0, 1))
+        one_of(self, "model", "activation", ("gelu", "gelu_tanh"))
+        one_of(self, "model", "position_init", ("normal", "sinusoid"))
+        in_range(self, "model", init_std=(0, 100), norm_epsilon=(0, 1))
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(
@@ -122,11 +115,11 @@ class Execution:
     sequences: int = 1
 
     def __post_init__(self) -> None:
-        _one_of(self, "execution", "dtype", ("float32", "bfloat16"))
-        _one_of(self, "execution", "scan", SCAN)
-        _one_of(self, "execution", "remat", REMAT)
-        _one_of(self, "execution", "attention", ATTENTION_PATHS)
-        _positive(self, "execution", "sequences")
+        one_of(self, "execution", "dtype", ("float32", "bfloat16"))
+        one_of(self, "execution", "scan", SCAN)
+        one_of(self, "execution", "remat", REMAT)
+        one_of(self, "execution", "attention", ATTENTION_PATHS)
+        positive(self, "execution", "sequences")
 
 
 # Turc et al. 2019 (https://arxiv.org/abs/1908.08962) for tiny to medium; Devlin et al. 2018 for base and large.
@@ -213,9 +206,9 @@ class DataSettings:
     sequences: int = 8
 
     def __post_init__(self) -> None:
-        _one_of(self, "data", "masking", ("static", "dynamic"))
-        _one_of(self, "data", "batching", ("padded", "bucketed", "packed"))
-        _positive(self, "data", "sequences")
+        one_of(self, "data", "masking", ("static", "dynamic"))
+        one_of(self, "data", "batching", ("padded", "bucketed", "packed"))
+        positive(self, "data", "sequences")
 
 
 @dataclass(frozen=True)
@@ -246,16 +239,16 @@ class TrainSettings:
     silence: float = 60.0  # seconds without a sign of life from another process that end it
 
     def __post_init__(self) -> None:
-        _one_of(self, "train", "optimizer", ("adamw", "lamb"))
-        _one_of(self, "train", "dtype", ("float32", "bfloat16"))
-        _one_of(self, "train", "scan", SCAN)
-        _one_of(self, "train", "remat", REMAT)
-        _one_of(self, "train", "attention", ("auto", *ATTENTION_PATHS))
-        _one_of(self, "train", "xla_preset", ("auto", "none"))
-        _positive(self, "train", "mesh_fsdp", "mesh_tensor", "evaluate_every", "skip_limit")
-        _in_range(self, "train", beta1=(0, 0.99999), beta2=(0, 0.9999999), epsilon=(1e-30, 1), weight_decay=(0, 100))
-        _in_range(self, "train", clip_norm=(0, 1e9), mesh_data=(0, 1e7), evaluate_batch=(0, 1e9))
-        _in_range(self, "train", step_timeout=(0, 1e9), silence=(1, 1e9))
+        one_of(self, "train", "optimizer", ("adamw", "lamb"))
+        one_of(self, "train", "dtype", ("float32", "bfloat16"))
+        one_of(self, "train", "scan", SCAN)
+        one_of(self, "train", "remat", REMAT)
+        one_of(self, "train", "attention", ("auto", *ATTENTION_PATHS))
+        one_of(self, "train", "xla_preset", ("auto", "none"))
+        positive(self, "train", "mesh_fsdp", "mesh_tensor", "evaluate_every", "skip_limit")
+        in_range(self, "train", beta1=(0, 0.99999), beta2=(0, 0.9999999), epsilon=(1e-30, 1), weight_decay=(0, 100))
+        in_range(self, "train", clip_norm=(0, 1e9), mesh_data=(0, 1e7), evaluate_batch=(0, 1e9))
+        in_range(self, "train", step_timeout=(0, 1e9), silence=(1, 1e9))
 
     @property
     def execution(self) -> Execution:
@@ -277,9 +270,9 @@ class CheckpointSettings:
     notice: str = "signal"
 
     def __post_init__(self) -> None:
-        _positive(self, "checkpoint", "every", "keep", "failures")
-        _in_range(self, "checkpoint", minutes=(0, 1e9))
-        _one_of(self, "checkpoint", "notice", ("signal", "gce"))
+        positive(self, "checkpoint", "every", "keep", "failures")
+        in_range(self, "checkpoint", minutes=(0, 1e9))
+        one_of(self, "checkpoint", "notice", ("signal", "gce"))
 
 
 @dataclass(frozen=True)
@@ -292,8 +285,8 @@ class ReportSettings:
     profile_steps: int = 3
 
     def __post_init__(self) -> None:
-        _positive(self, "report", "profile_steps")
-        _in_range(self, "report", seconds=(0, 1e9), profile_step=(0, 1e12))
+        positive(self, "report", "profile_steps")
+        in_range(self, "report", seconds=(0, 1e9), profile_step=(0, 1e12))
 
 
 @dataclass(frozen=True)
@@ -328,10 +321,10 @@ class Stage:
     replay_data: str = ""
 
     def __post_init__(self) -> None:
-        _in_range(self, "stage", tokens=(0, 1e18), power=(0, 100), end_fraction=(0, 1), warmup=(0, 1e12))
-        _positive(self, "stage", "steps", "batch", "accumulate", "learning_rate")
-        _in_range(self, "stage", learning_rate=(0, 1e30))
-        _one_of(self, "stage", "decay", ("polynomial", "cosine"))
+        in_range(self, "stage", tokens=(0, 1e18), power=(0, 100), end_fraction=(0, 1), warmup=(0, 1e12))
+        positive(self, "stage", "steps", "batch", "accumulate", "learning_rate")
+        in_range(self, "stage", learning_rate=(0, 1e30))
+        one_of(self, "stage", "decay", ("polynomial", "cosine"))
         self._check_ramp()
         if not 0.0 <= self.replay < 1.0 or (self.replay and not self.replay_data):
             raise UserError(
@@ -402,45 +395,12 @@ def load_recipe(path: str | Path, settings: typing.Sequence[str] = ()) -> Recipe
     Raises:
         UserError: the file is missing or no TOML, a key does not exist, a value has the wrong type or cannot be.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError("there is no such recipe", str(path), "the shipped ones are in configs/") from None
-    except IsADirectoryError:
-        raise UserError("this is a directory", str(path), "name a TOML file") from None
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", str(path), "name a TOML file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 at byte {error.start:,}", str(path), "save it as UTF-8 text") from None
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise _not_toml(error, text, path) from None
+    tree = read_toml(Path(path))
     if not tree.get("stage"):
         raise UserError("no [[stage]] says what to train", str(path), "begin with a copy of a recipe in configs/")
     for setting in settings:
-        _assign(tree, setting)
-    return _build(Recipe, tree, "")
-
-
-def to_toml(recipe: Recipe) -> str:
-    """The recipe with every default written out; `load_recipe` reads it back equal."""
-    lines: list[str] = []
-    for section in fields(recipe):
-        value = getattr(recipe, section.name)
-        for heading, part in (
-            [(f"[{section.name}]", value)]
-            if dataclasses.is_dataclass(value)
-            else [(f"[[{section.name}]]", item) for item in value]
-        ):
-            lines += [heading, *(f"{f.name} = {json.dumps(getattr(part, f.name))}" for f in fields(part)), ""]
-    return "\n".join(lines)
-
-
-def digest(recipe: Recipe) -> str:
-    """Sixteen hex digits that two recipes share if and only if all their settings are equal."""
-    return hashlib.sha256(to_toml(recipe).encode()).hexdigest()[:16]
+        assign(tree, setting)
+    return build(Recipe, tree, "")
 
 
 def with_data(recipe: Recipe, path: str) -> Recipe:
@@ -462,119 +422,3 @@ def with_steps(recipe: Recipe, steps: typing.Sequence[int]) -> Recipe:
                 f"give fewer warm-up steps, as by --set stage.{number}.warmup={count // 10}",
             )
     return replace(recipe, stage=tuple(replace(s, steps=n) for s, n in zip(recipe.stage, steps, strict=True)))
-
-
-# ------------------------------------------------------------------------------------------------- the parts
-
-
-def _not_toml(error: tomllib.TOMLDecodeError, text: str, path: Path) -> UserError:
-    """Where TOML ends, and the line as it stands there: the reader tells its place at the end of its message."""
-    lines = text.rstrip().split("\n")
-    place = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
-    line, column = (int(place[1]), int(place[2])) if place else (len(lines), len(lines[-1]) + 1)
-    said = lines[min(line, len(lines)) - 1].strip()
-    said = said if len(said) <= 60 else said[:59] + "…"
-    reason = str(error).partition(" (at ")[0]
-    remedy = 'write NAME = VALUE, text in "quotes", true and false in small letters, a section as [name] or [[stage]]'
-    if reason.startswith("Cannot"):  # "overwrite a value", "declare … twice"
-        remedy = "keep one of the two"
-    return UserError(
-        f"{said!r} is no TOML ({reason[:1].lower()}{reason[1:]})",
-        f"{path}, line {line}, column {column}",
-        remedy,
-    )
-
-
-def _assign(tree: dict[str, Any], text: str) -> None:
-    """Set `a.b.0.c=value` in a tree as TOML reads it; list places must exist."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UserError(f"{text!r} is not KEY=VALUE", "--set", "write for example --set train.seed=1")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value  # a bare word, as shells like it: --set model.preset=tiny
-    node: Any = tree
-    *path, last = key.strip().split(".")
-    for place in path:
-        if isinstance(node, list):
-            node = node[_place(node, place, key)]
-        else:
-            node = node.setdefault(place, {})
-        if not isinstance(node, dict | list):
-            raise UserError(f"{place!r} holds a value, not a section", f"--set {key}", "shorten the key")
-    if isinstance(node, list):
-        node[_place(node, last, key)] = parsed
-    else:
-        node[last] = parsed
-
-
-def _place(items: list[Any], text: str, key: str) -> int:
-    if not text.isdigit() or int(text) >= len(items):
-        raise UserError(f"{text!r} is none of the places 0 to {len(items) - 1}", f"--set {key}", "count stages from 0")
-    return int(text)
-
-
-def _build(kind: type, tree: Any, where: str) -> Any:
-    """A dataclass from a TOML table, checked key by key."""
-    if not isinstance(tree, dict):
-        raise UserError(f"a section is needed, not {tree!r}", where, f"write [{where}]")
-    hints = typing.get_type_hints(kind)
-    values = {}
-    for key, value in tree.items():
-        place = f"{where}.{key}" if where else key
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)
-            raise UserError("there is no such setting", place, f"did you mean {near[0]!r}?")
-        hint = hints[key]
-        if dataclasses.is_dataclass(hint):
-            values[key] = _build(typing.cast(type, hint), value, place)
-        elif typing.get_origin(hint) is tuple:
-            if not isinstance(value, list):
-                raise UserError("a list of sections is needed", place, f"write [[{place}]]")
-            inner = typing.get_args(hint)[0]
-            values[key] = tuple(_build(inner, item, f"{place}.{i}") for i, item in enumerate(value))
-        else:
-            values[key] = _typed(hint, value, place)
-    try:
-        return kind(**values)
-    except UserError as error:
-        # a section in a list knows its kind but not its number
-        raise UserError(
-            error.what, error.where.replace("stage", where) if where else error.where, error.remedy
-        ) from None
-
-
-def _typed(hint: type | types.UnionType, value: Any, place: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not hint:
-        name = getattr(hint, "__name__", str(hint))
-        raise UserError(f"{value!r} is no {name}", place, f"give a value of type {name}")
-    return value
-
-
-def _positive(settings: Any, where: str, *names: str) -> None:
-    for name in names:
-        if getattr(settings, name) <= 0:
-            raise UserError(f"{name} = {getattr(settings, name)} is too small", where, "give a number above 0")
-
-
-def _in_range(settings: Any, where: str, **bounds: tuple[float, float]) -> None:
-    """Raise `UserError` unless each setting is a number within its bounds, which NaN never is."""
-    for name, (low, high) in bounds.items():
-        if not low <= getattr(settings, name) <= high:
-            raise UserError(
-                f"{name} = {getattr(settings, name)} is out of range", where, f"give a number from {low:g} to {high:g}"
-            )
-
-
-def _one_of(settings: Any, where: str, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(settings, name)
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)[0]
-        raise UserError(
-            f"{name} = {value!r} is unknown",
-            where,
-            f"choose one of {', '.join(choices)} (did you mean {near!r}?)",
-        )

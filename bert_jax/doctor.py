@@ -25,13 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.advice import Finding, examine_recipe, examine_split, usual_rate
-from bert_jax.config import Recipe, Stage, digest, load_recipe, with_data, with_steps
+from bert_jax.config import Recipe, Stage, load_recipe, with_data, with_steps
 from bert_jax.data.batching import padded
 from bert_jax.data.feed import to_devices
 from bert_jax.data.loader import open_dataset
 from bert_jax.data.stages import check_stages, manifest_digests, open_stages
 from bert_jax.errors import UserError, counted
 from bert_jax.model import bert
+from bert_jax.settings import digest
 from bert_jax.store import rundir
 from bert_jax.store.checkpoint import Checkpoints
 from bert_jax.store.rundir import PACKAGES

@@ -22,12 +22,13 @@ import jax
 import numpy as np
 
 from bert_jax import cost, flags
-from bert_jax.config import BertConfig, Recipe, digest, load_recipe, with_data, with_steps
+from bert_jax.config import BertConfig, Recipe, load_recipe, with_data, with_steps
 from bert_jax.data.feed import ahead, noting, to_devices, until_error
 from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches
 from bert_jax.data.stages import OpenStage, check_stages, manifest_digests, open_stages
 from bert_jax.errors import UserError, counted
 from bert_jax.model import attention, bert
+from bert_jax.settings import digest
 from bert_jax.store import rundir
 from bert_jax.store.checkpoint import Checkpoints, Damaged
 from bert_jax.store.clock import WAITING, Clock

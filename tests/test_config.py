@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from bert_jax import config
-from bert_jax.config import PRESETS, Recipe, Stage, digest, load_recipe, preset, to_toml
+from bert_jax.config import PRESETS, Recipe, Stage, load_recipe, preset
 from bert_jax.errors import UserError
+from bert_jax.settings import digest, to_toml
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "configs").glob("*.toml"))

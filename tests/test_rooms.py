@@ -15,15 +15,17 @@ ROOT = Path(__file__).parents[1]
 # Room → the rooms it may import besides itself: folders of bert_jax, files at its root, and data_prep.
 NOUNS = {
     "errors": set(),
-    "config": {"errors"},
+    "settings": {"errors"},
+    "config": {"errors", "settings"},
     "cost": {"config", "errors"},
     "flags": {"config"},
     "text": {"config", "errors"},
     "data": {"text", "config", "errors"},
     "model": {"config", "errors"},
     "train": {"config", "errors", "model"},
-    "store": {"config", "cost", "errors", "text"},
+    "store": {"config", "cost", "errors", "settings", "text"},
     "convert": {"config", "errors", "model", "text"},
+    "tasks": {"config", "data", "errors", "model", "settings", "text", "train"},
     "footprint": {"config", "data", "errors", "model", "train"},  # what a step holds; `plan` and benchmarks ask it
     "advice": {"config", "data", "errors", "text"},
     "rows": {"data", "errors", "text"},  # texts as rows for the questions that `api` answers
@@ -43,12 +45,12 @@ MAY = {
 
 # Library → the rooms whose source may name it at all.
 LIBRARIES = {
-    "jax": {"data", "model", "train", "store", "convert", "api", "footprint", *VERBS},
+    "jax": {"data", "model", "train", "store", "convert", "tasks", "api", "footprint", *VERBS},
     "flax": {"model", "train"},  # train/sharding.py sets the rules for the names that model/ gives to axes
     "optax": {"train"},
     "orbax": {"store"},
     "tensorboardX": {"store"},
-    "matplotlib": {"store", "data_prep"},
+    "matplotlib": {"store", "data_prep", "tasks"},
     "safetensors": {"convert"},
     "tokamax": {"model"},
     "tokenizers": {"text", "data_prep"},
@@ -131,9 +133,9 @@ def test_each_room_imports_alone_in_a_fresh_process(room: str) -> None:
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.split())
     never = {"tensorflow", "torch", "transformers"}
-    if room in ("__init__", "cli", "config", "cost", "errors", "flags", "text", "data_prep"):
+    if room in ("__init__", "cli", "config", "cost", "errors", "flags", "settings", "text", "data_prep"):
         never |= {"jax", "flax", "google.protobuf"}
-    if room in ("__init__", "cli", "config", "cost", "errors", "flags"):
+    if room in ("__init__", "cli", "config", "cost", "errors", "flags", "settings"):
         never |= {"numpy", "tokenizers"}  # standard library only
     assert not loaded & never
 

@@ -20,8 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from bert_jax.config import BertConfig, Recipe, load_recipe, to_toml
+from bert_jax.config import BertConfig, Recipe, load_recipe
 from bert_jax.errors import UserError, counted
+from bert_jax.settings import to_toml
 
 # What may change between two starts of one run, because it changes no number of it.
 FREE = {

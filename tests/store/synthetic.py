@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_jax.config import load_recipe, to_toml
+from bert_jax.config import load_recipe
+from bert_jax.settings import to_toml
 from tests.world import write_recipe
 
 LEVELS = {
