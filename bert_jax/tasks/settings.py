@@ -41,7 +41,8 @@ class TaskSettings:
     and `test_limit` keep so many examples, drawn with `sample_seed` (0: all).
     `metric` chooses the best epoch and rate; empty: the family's own. `length` is of rows in tokens, `stride` how many
     tokens a window of a long text begins before the end of the one before, `question` the most tokens of a question.
-    `scheme` is how tags of spans are written: "IOB1", "BIO", "IOBES" or "BMES"; empty where each word has a label of its own.
+    `scheme` is how tags of spans are written: "IOB1", "BIO", "IOBES" or "BMES"; empty where each word has a label of
+    its own.
     """
 
     family: str = "single"
