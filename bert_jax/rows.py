@@ -123,26 +123,26 @@ def batches(rows: Sequence[Row], pad: int, positions: int, tokens: int, shortest
     """
     groups: dict[int, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
-        groups[max(_length(len(row.ids)), ROW)].append(number)
+        groups[max(row_length(len(row.ids)), ROW)].append(number)
     for length, numbers in sorted(groups.items(), reverse=True):
         total = sum(len(rows[number].ids) for number in numbers)
-        length = min(length, _length(total), positions)
-        packed = _packed([len(rows[number].ids) for number in numbers], length, max(length // shortest, 1))
+        length = min(length, row_length(total), positions)
+        shared = packed([len(rows[number].ids) for number in numbers], length, max(length // shortest, 1))
         full = max(tokens // length, 1)
-        while packed:
-            taken, packed = packed[:full], packed[full:]
+        while shared:
+            taken, shared = shared[:full], shared[full:]
             height = next(n for n in (1, full // 3 + 1, full) if n >= len(taken))
             chosen = [[numbers[place] for place in row] for row in taken]
             yield _batch(rows, chosen, (height, length), max(length // shortest, 1), pad)
 
 
-def _length(tokens: int) -> int:
+def row_length(tokens: int) -> int:
     """Of the row that holds so many."""
     return next((length for length in LENGTHS if length >= tokens), -(-tokens // 512) * 512)
 
 
-def _packed(lengths: list[int], length: int, slots: int) -> list[list[int]]:
-    """Which of the texts of these lengths share a row."""
+def packed(lengths: Sequence[int], length: int, slots: int) -> list[list[int]]:
+    """Which of the texts of these lengths share a row of `length` tokens, `slots` at most: their places, row by row."""
     histogram = np.bincount(lengths, minlength=length + 1)
     patterns, counts = pack(histogram, Capacity(length, slots, slots, np.ones(length + 1, np.int64)))
     waiting: dict[int, list[int]] = defaultdict(list)
