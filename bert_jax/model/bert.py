@@ -104,6 +104,7 @@ def encode(
     execution: Execution = Execution(),
     all_layers: bool = False,
     depth: int | None = None,
+    shift: Array | None = None,
 ) -> Encoded:
     """The encoder alone.
 
@@ -114,6 +115,7 @@ def encode(
         execution: how to compute, see `bert_jax.config.Execution`.
         all_layers: return every layer's states, the embeddings first.
         depth: compute the first so many layers only; all if not given.
+        shift: [B, T, D], added to the embeddings, as adversarial training does.
     """
     depth = config.layers if depth is None else depth
     dtype = jnp.dtype(execution.dtype)
@@ -125,6 +127,8 @@ def encode(
         batch["segment_ids"],
         embedding_key,
     )
+    if shift is not None:
+        x = jnp.add(x, shift.astype(dtype))
     x = nn.with_logical_constraint(x, ("batch", None, None))
     path = attention.path(execution)
     mask = path.prepare(batch["sequence_ids"])

@@ -141,7 +141,7 @@ class FineTuneSettings:
     batch: int = 32
     learning_rates: tuple[float, ...] = (2e-5, 3e-5, 5e-5)
     seeds: tuple[int, ...] = (0, 1, 2)
-    head_rate: float = 0.0  # of the head alone; 0: as all else
+    head_factor: float = 1.0  # the head's rate is that of all else, times this
     warmup: float = 0.1  # share of all steps
     decay: str = "polynomial"
     what: str = "all"
@@ -164,7 +164,7 @@ class FineTuneSettings:
         one_of(self, "train", "dtype", ("float32", "bfloat16"))
         in_range(self, "train", warmup=(0, 1), layer_decay=(0, 1), weight_decay=(0, 100), clip_norm=(0, 1e9))
         in_range(self, "train", reset_layers=(0, 1e4), mixout=(0, 0.99), adversarial=(0, 1e6), patience=(0, 1e6))
-        in_range(self, "train", head_rate=(0, 1e3), hidden_dropout=(-1, 0.99), attention_dropout=(-1, 0.99))
+        in_range(self, "train", head_factor=(0, 1e6), hidden_dropout=(-1, 0.99), attention_dropout=(-1, 0.99))
         if self.what not in ("all", "head") and self.top is None:
             raise UserError(f"what = {self.what!r} is unknown", "train", 'choose "all", "head" or "top:K"')
         for name in ("learning_rates", "seeds"):

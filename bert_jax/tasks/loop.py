@@ -1,0 +1,258 @@
+"""The one loop of all tasks: an encoder and rows in, the best epoch's weights out; and what a network says of rows."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from bert_jax.config import Stage, TrainSettings
+from bert_jax.tasks import network
+from bert_jax.tasks.batches import TaskBatch, all_batches, features_batch, train_batches, units
+from bert_jax.tasks.encoding import TaskRow
+from bert_jax.tasks.network import Network, Params
+from bert_jax.tasks.settings import FineTuneSettings
+from bert_jax.train.loss import Batch, Metrics
+from bert_jax.train.optimizer import make_optimizer, make_schedule
+from bert_jax.train.step import TrainState, init_state, make_train_step
+
+Outs = list[dict[str, np.ndarray]]
+TOKENS = 4096  # of a batch that is only looked at
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit came to.
+
+    Attributes:
+        params: the best epoch's, encoder and head, NumPy arrays.
+        curve: an epoch each: mean `loss`, `seconds`, and `score`, on dev, where there is a dev split.
+        best: which of them was kept, from 0 on.
+        steps, examples: done in all; `seconds` spent in training steps, compilations and measuring left out.
+    """
+
+    params: Params
+    curve: tuple[dict[str, float], ...]
+    best: int
+    steps: int
+    examples: int
+    seconds: float
+
+
+@dataclass
+class Features:
+    """What a frozen encoder gives to the head, by split, so that a sweep computes it once."""
+
+    kept: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    def of(self, name: str, net: Network, params: Params, rows: Sequence[TaskRow], pad: int) -> list[np.ndarray]:
+        """float32[r, L', D'] of each row, of qa [n, L', D']."""
+        if name not in self.kept:
+            self.kept[name] = compute_features(net, params, rows, pad)
+        return self.kept[name]
+
+
+def fit(
+    net: Network,
+    params: Params,
+    rows: Sequence[TaskRow],
+    settings: FineTuneSettings,
+    rate: float,
+    seed: int,
+    pad: int,
+    measure: Callable[[Params], float] | None = None,
+    features: Sequence[np.ndarray] | None = None,
+    told: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+) -> Fitted:
+    """Train for `settings.epochs`, or until `settings.patience` runs out; order and dropout are functions of `seed`.
+
+    Args:
+        params: encoder and a fresh head; not changed.
+        rows: of the training split.
+        measure: parameters → the dev score, the higher the better; where there is none, the last epoch is kept.
+        features: of each row, in place of a frozen encoder.
+        told: is told after each step which one of how many it was, and its loss.
+    """
+    still, trained = network.divide(net, params, settings.what, settings.top)
+    count = math.ceil(len(units(rows, net.family)) / settings.batch)
+    total = count * settings.epochs
+    still = jax.tree.map(jnp.asarray, still)
+    tx = optimizer(net, settings, trained)
+    state = init_state(jax.tree.map(jnp.array, trained), tx)
+    first = trained if settings.mixout else None
+    best: tuple[float, int, Params] | None = None
+    curve: list[dict[str, float]] = []
+    known: set[Any] = set()
+    steps = examples = 0
+    spent = 0.0
+    for epoch in range(settings.epochs):
+        losses = []
+        for batch in _epoch(net, rows, features, settings, seed, epoch, pad):
+            shape = tuple((name, array.shape) for name, array in batch.arrays.items())
+            begun = time.perf_counter()
+            given = (jnp.asarray(rate, jnp.float32), jnp.asarray(seed, jnp.int32))
+            state, metrics = _step(state, still, first, batch.arrays, *given, net=net, settings=settings, total=total)
+            losses.append(float(metrics["loss"][0]))
+            if shape in known:  # what is compiled first would be no rate
+                spent += time.perf_counter() - begun
+                examples += batch.examples
+            known.add(shape)
+            steps += 1
+            told(steps, total, losses[-1])
+        line = {"epoch": epoch + 1, "loss": float(np.mean(losses))}
+        if measure is not None:
+            line["score"] = measure(network.whole(still, state.params))
+        curve.append(line)
+        score = line.get("score", float(epoch))
+        if best is None or score > best[0]:
+            best = (score, epoch, jax.device_get(network.whole(still, state.params)))
+        if settings.patience and epoch - best[1] >= settings.patience:
+            break
+    assert best is not None
+    return Fitted(best[2], tuple(curve), best[1], steps, examples, spent)
+
+
+def optimizer(net: Network, settings: FineTuneSettings, trained: Params) -> optax.GradientTransformationExtraArgs:
+    """AdamW with bias correction (Mosbach et al. 2021), each leaf's rate scaled as the settings say."""
+    tx = make_optimizer(TrainSettings(weight_decay=settings.weight_decay, clip_norm=settings.clip_norm))
+    if settings.layer_decay == settings.head_factor == 1.0:
+        return tx
+    scales = network.rate_scales(net, trained, settings.layer_decay, settings.head_factor)
+
+    def update(grads: Any, state: Any, params: Any = None, **given: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params, **given)
+        return jax.tree.map(jnp.multiply, updates, scales), state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+@partial(jax.jit, static_argnames=("net", "settings", "total"), donate_argnames=("state",))
+def _step(
+    state: TrainState,
+    still: Params,
+    first: Params | None,
+    batch: Batch,
+    rate: Array,
+    seed: Array,
+    net: Network,
+    settings: FineTuneSettings,
+    total: int,
+) -> tuple[TrainState, Metrics]:
+    """One step; rate and seed are arguments, so that a sweep compiles once."""
+    plain = network.make_loss(net, settings.adversarial, settings.adversarial_step)
+
+    def loss(trained: Params, batch: Batch, key: Array | None, totals: Any) -> Any:
+        if first is not None and key is not None:
+            trained = network.mixed_out(trained, first, settings.mixout, jax.random.fold_in(key, 2**31 - 1))
+        return plain(network.whole(still, trained), batch, key, totals)
+
+    stage = Stage(total, learning_rate=1.0, warmup=int(total * settings.warmup), decay=settings.decay)
+    curve = make_schedule([stage])
+    tx = optimizer(net, settings, state.params)
+    step = make_train_step(loss, network.make_weigh(net), tx, lambda number: rate * curve(number), seed)
+    return step(state, batch)
+
+
+def _epoch(
+    net: Network,
+    rows: Sequence[TaskRow],
+    features: Sequence[np.ndarray] | None,
+    settings: FineTuneSettings,
+    seed: int,
+    epoch: int,
+    pad: int,
+) -> Iterator[TaskBatch]:
+    if features is None:
+        return train_batches(rows, net.family, settings.batch, seed, epoch, pad)
+    parts = units(rows, net.family)
+    order = np.random.default_rng((seed, epoch)).permutation(len(parts))
+    return (
+        features_batch(
+            rows,
+            features,
+            [parts[place] for place in order[begin : begin + settings.batch]],
+            net.family,
+            settings.batch,
+        )
+        for begin in range(0, len(parts), settings.batch)
+    )
+
+
+# ------------------------------------------------------------------------------------------- what a network says
+
+
+def outputs_of(
+    net: Network,
+    params: Params,
+    rows: Sequence[TaskRow],
+    pad: int,
+    features: Sequence[np.ndarray] | None = None,
+    told: Callable[[int], None] = lambda rows: None,
+) -> Outs:
+    """What the head gives for each row: name → float32[r, K], of qa `qa_outputs` [n, 2], of embedding `vectors`
+    [r, D'].
+
+    Regression's numbers are in the units of the labels.
+    """
+    found: Outs = [{} for _ in rows]
+    for batch in _all(net, rows, features, pad):
+        out = jax.device_get(_outputs(params, batch.arrays, net=net))
+        for name, values in out.items():
+            for number, row, item in batch.places:
+                size = len(rows[number].ids) if net.family == "qa" else len(rows[number].items)
+                begin = _begin(batch, rows, number, row, item, net)
+                found[number][name] = values[row, begin : begin + size]
+        told(len(batch.places))
+    return found
+
+
+def _begin(batch: TaskBatch, rows: Sequence[TaskRow], number: int, row: int, item: int, net: Network) -> int:
+    """Where a row's outputs begin: at its first item, of qa at its first token."""
+    if net.family != "qa":
+        return item
+    return 0 if "features" in batch.arrays else int(batch.arrays["spans"][row, item, 0, 0])
+
+
+def compute_features(net: Network, params: Params, rows: Sequence[TaskRow], pad: int) -> list[np.ndarray]:
+    """What the head would read of each row: float32[r, L', D'], of qa [n, L', D']."""
+    found: list[np.ndarray] = [np.empty(0)] * len(rows)
+    for batch in all_batches(rows, net.family, TOKENS, pad):
+        values = jax.device_get(_features(params, batch.arrays, net=net))
+        for number, row, item in batch.places:
+            size = len(rows[number].ids) if net.family == "qa" else len(rows[number].items)
+            begin = _begin(batch, rows, number, row, item, net)
+            found[number] = values[row, begin : begin + size].copy()
+    return found
+
+
+def _all(net: Network, rows: Sequence[TaskRow], features: Sequence[np.ndarray] | None, pad: int) -> Iterator[TaskBatch]:
+    if features is None:
+        return all_batches(rows, net.family, TOKENS, pad)
+    parts = units(rows, net.family)
+    size = 64
+    return (
+        features_batch(rows, features, parts[begin : begin + size], net.family, 0)
+        for begin in range(0, len(parts), size)
+    )
+
+
+@partial(jax.jit, static_argnames=("net",))
+def _outputs(params: Mapping[str, Any], batch: Batch, net: Network) -> dict[str, Array]:
+    out = network.outputs(net, dict(params), batch)
+    if net.family == "regression":
+        out = {"classifier": out["classifier"] * net.spread + net.mean}
+    return out
+
+
+@partial(jax.jit, static_argnames=("net",))
+def _features(params: Mapping[str, Any], batch: Batch, net: Network) -> Array:
+    return network.features(net, dict(params), batch)
