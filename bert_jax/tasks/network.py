@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -125,6 +126,7 @@ def make_network(
     )
 
 
+@partial(jax.jit, static_argnames=("net",))
 def fresh_head(net: Network, key: Array) -> Params:
     """A head's first weights."""
     return readout.init_head(net.config, net.layers, dict(net.outputs), net.size, key)

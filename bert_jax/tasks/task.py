@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 
 from bert_jax.config import BertConfig, Execution
 from bert_jax.errors import UserError
@@ -120,7 +122,7 @@ def first_params(net: Network, encoder: Params, seed: int, reset_layers: int = 0
             raise UserError(
                 f"{reset_layers} layers cannot be reset, {what}", "train.reset_layers", "give a number less"
             )
-        fresh = bert.init(net.config, keys[2])["layers"]
+        fresh = _init(keys[2], config=net.config)["layers"]
         kept = net.config.layers - reset_layers
         params["layers"] = jax.tree.map(
             lambda old, new: np.concatenate([old[:kept], new[kept:]]), params["layers"], fresh
@@ -130,7 +132,12 @@ def first_params(net: Network, encoder: Params, seed: int, reset_layers: int = 0
 
 def random_encoder(config: BertConfig, seed: int) -> Params:
     """An encoder that has learned nothing."""
-    return bert.init(config, jax.random.fold_in(jax.random.key(seed), 2**31 - 2))
+    return _init(jax.random.fold_in(jax.random.key(seed), 2**31 - 2), config=config)
+
+
+@partial(jax.jit, static_argnames=("config",))
+def _init(key: Array, config: BertConfig) -> Params:
+    return bert.init(config, key)
 
 
 def judge(

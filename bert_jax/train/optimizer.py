@@ -89,7 +89,7 @@ def layer_groups(params: Any) -> list[str]:
     Below a key `layers` a leaf stacks one slice a layer on its first axis; a leaf that is neither there nor below
     `embeddings` belongs to the heads.
     """
-    sizes = {_group(path): leaf.shape[0] for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    sizes = {_group(path): len(leaf) if leaf.ndim else 1 for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     names = {"embeddings": ["embeddings"], "heads": ["heads"]}
     names["layers"] = [f"layer_{number:02d}" for number in range(sizes.get("layers", 0))]
     return [name for group in GROUPS if group in sizes for name in names[group]]

@@ -19,7 +19,7 @@ LABELS = {
     "tagging": {"tags": toy.TAGS},
     "intent_slots": {"intent": toy.NAMES, "slots": toy.TAGS},
 }
-TRAIN = FineTuneSettings(epochs=30, batch=16, learning_rates=(2e-3,), warmup=0.1)
+TRAIN = FineTuneSettings(epochs=60, batch=16, learning_rates=(2e-3,), warmup=0.1)
 
 
 def recipe(family: str, **train) -> TaskRecipe:
