@@ -60,6 +60,11 @@ def test_an_input_is_the_same_whatever_its_blanks_and_case() -> None:
     assert audit.repeats(dev).ids == ("dev3", "dev4") and audit.repeats(dev).contradicting_ids == ("dev3",)
 
 
+def test_an_unknown_label_contradicts_nothing() -> None:
+    assert audit.duplicates(single(("a", None)), single(("a", "1"))).contradicting == 0
+    assert audit.duplicates(single(("a", "1")), single(("a", None))).contradicting == 0
+
+
 def test_words_spans_and_order_of_texts_are_part_of_an_input() -> None:
     pair = Example("0", "a", texts=("x", "y"), label="1")
     turned = Example("1", "a", texts=("y", "x"), label="1")

@@ -381,8 +381,8 @@ QUESTIONS = [
     ),
     Case(
         "a start counted from the end",
-        squad(answers=[{"text": ".", "answer_start": -1}]),
-        "the answer '.' is not at character -1 of the context; it stands at 12",
+        squad(answers=[{"text": "Paris", "answer_start": -6}]),
+        "the answer 'Paris' is not at character -6 of the context; it stands at 7",
         QA,
         "a.json",
     ),
