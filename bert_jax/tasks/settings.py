@@ -17,7 +17,7 @@ from bert_jax.errors import UserError
 from bert_jax.settings import assign, build, in_range, one_of, positive, read_toml
 
 FAMILIES = ("single", "pair", "regression", "choice", "tagging", "qa", "intent_slots", "embedding")
-FORMATS = ("auto", "tsv", "csv", "jsonl", "conll", "conllu", "squad", "utterances")
+FORMATS = ("auto", "tsv", "csv", "jsonl", "conll", "conllu", "squad", "utterances", "label_text", "word_tag")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class TaskSettings:
         intent_slots: one label of a text and one a word of it;
         embedding: vectors, near each other for the two texts of an example and far for those of different ones.
     A file may be there as it is named or with `.gz` behind it. `format` is one of `tsv`, `csv`, `jsonl`, `conll`
-    (columns, a blank line between sentences), `conllu`, `squad` (json) and `utterances` (a directory of seq.in, seq.out
-    and label); "auto" goes by the name. `header` says whether the first line of tsv and csv names columns. `quotes` is
+    (columns, a blank line between sentences), `conllu`, `squad` (json), `utterances` (a directory of seq.in, seq.out
+    and label), `label_text` (a label, a blank and a text a line) and `word_tag` (a sentence a line, each word as
+    word##TAG); "auto" goes by the name. `header` says whether the first line of tsv and csv names columns. `quotes` is
     whether fields of a tsv may be in double quotes; those of a csv always may.
 
     `dev_share` above 0 holds so much of the training file out where there is no dev file. `train_limit`, `dev_limit`
@@ -70,7 +71,7 @@ class TaskSettings:
         one_of(self, "task", "scheme", ("", "IOB1", "BIO", "IOBES", "BMES"))
         in_range(self, "task", length=(8, 1e6), stride=(0, 1e6), question=(1, 1e6), answer=(1, 1e6), dev_share=(0, 0.9))
         in_range(self, "task", train_limit=(0, 1e12), dev_limit=(0, 1e12), test_limit=(0, 1e12))
-        if self.stride >= self.length:
+        if self.family in ("tagging", "qa") and self.stride >= self.length:  # the others cut long texts
             raise UserError(
                 f"stride = {self.stride} leaves nothing new in a row of {self.length}", "task", "give a smaller stride"
             )
@@ -80,21 +81,29 @@ class TaskSettings:
 class ColumnSettings:
     """`[columns]`: names of columns (or keys of JSON objects, dots for those inside others), or numbers from 0 on.
 
-    Empty: the family's usual names, as `sentence`, `text_a`, `label`; reading.py lists them. `choices` are the columns
-    of the texts to choose from, or the one key that holds a list of them. `labels` rewrites labels as they are read:
-    {"0" = "negative"}. `span_a` and `span_b` hold FROM:TO in characters of the text, for `readout.tokens = "span"`.
+    Empty: the family's usual names, as `sentence`, `text_a`, `label`; columns.py lists them. `choices` are the columns
+    of the texts to choose from, or the one key that holds a list of them, as `choices` or `question.choices.text`; in
+    that family `text_b`, where it is given, goes on after `text_a`. `labels` rewrites labels and tags as they are read:
+    {"0" = "negative"}; before that, `label_until` keeps what stands before it: with ":", NUM of NUM:dist. `word_cut`
+    takes so many characters off the end of each word, as the digits of 科0 技1. `span_a` and `span_b` hold FROM:TO in
+    characters of the text, for `readout.tokens = "span"`: both of the one text, or one of each of two.
     """
 
     id: str = ""
     text_a: str = ""
     text_b: str = ""
     label: str = ""
+    label_until: str = ""
     word: str = ""
+    word_cut: int = 0
     tag: str = ""
     choices: tuple[str, ...] = ()
     span_a: str = ""
     span_b: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        in_range(self, "columns", word_cut=(0, 100))
 
 
 @dataclass(frozen=True)
