@@ -1,0 +1,80 @@
+"""Answers compared as SQuAD compares them, written from its definition. NumPy."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from bert_jax.errors import UserError
+
+_PUNCTUATION = frozenset(string.punctuation)
+
+
+def question_answering(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> dict[str, float]:
+    """exact and f1 as SQuAD defines them (Rajpurkar et al. 2016; 2018 for questions without an answer).
+
+    Texts are compared as `normal` makes them; f1 is of their words as a bag; the best of several right answers counts.
+    Where there is no right answer only "" is right. With both kinds of questions there are also has_answer_exact,
+    has_answer_f1 and no_answer_exact, of those alone.
+
+    Args:
+        gold: all right texts of each question; none: it has no answer.
+        predicted: a text each; "": no answer.
+    """
+    if not gold:
+        raise UserError("there are no questions to measure", "task", "give a file with questions")
+    scores = np.array([_answer_scores(right, text) for right, text in zip(gold, predicted, strict=True)])
+    has = np.array([bool(right) for right in gold])
+    found = {"exact": float(scores[:, 0].mean()), "f1": float(scores[:, 1].mean())}
+    if has.any() and not has.all():
+        exact, f1 = scores[has].mean(0)
+        found |= {"has_answer_exact": float(exact), "has_answer_f1": float(f1)}
+        found["no_answer_exact"] = float(scores[~has, 0].mean())
+    return found
+
+
+def best_threshold(
+    no_answer_scores: Sequence[float] | np.ndarray, texts: Sequence[str], gold: Sequence[Sequence[str]]
+) -> float:
+    """The threshold with the best f1: a question has no answer where its score is above it.
+
+    Args:
+        no_answer_scores: float[n], the null score less that of the best span.
+        texts: the best span of each question.
+        gold: as in `question_answering`.
+
+    Returns:
+        Halfway between two scores; 1 below the least where nothing should be answered, 1 above the greatest where all.
+    """
+    scores = np.asarray(no_answer_scores, np.float64)
+    order = np.argsort(scores, kind="stable")
+    values = scores[order]
+    gains = np.array([_answer_scores(gold[i], texts[i])[1] - _answer_scores(gold[i], "")[1] for i in order])
+    totals = np.concatenate([[0.0], np.cumsum(gains)])  # after k: with the k lowest scores answered
+    thresholds = np.concatenate([[values[0] - 1], (values[:-1] + values[1:]) / 2, [values[-1] + 1]])
+    possible = np.concatenate([[True], values[:-1] < values[1:], [True]])  # equal scores are answered alike
+    return float(thresholds[np.argmax(np.where(possible, totals, -np.inf))])
+
+
+def normal(text: str) -> str:
+    """Lower case, without ASCII punctuation and the articles a, an, the; words joined by one blank."""
+    text = "".join(character for character in text.lower() if character not in _PUNCTUATION)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def _answer_scores(gold: Sequence[str], predicted: str) -> tuple[float, float]:
+    """exact and f1 of one question. What is nothing once normal counts as no answer, on both sides."""
+    given = normal(predicted)
+    rights = [right for right in map(normal, gold) if right] or [""]
+    return float(given in rights), max(_overlap(right.split(), given.split()) for right in rights)
+
+
+def _overlap(right: list[str], given: list[str]) -> float:
+    if not right or not given:
+        return float(right == given)
+    common = sum((Counter(right) & Counter(given)).values())
+    return 2 * common / (len(right) + len(given))
