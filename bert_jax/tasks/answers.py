@@ -140,5 +140,6 @@ def _best_spans(offsets: np.ndarray, start: np.ndarray, end: np.ndarray, longest
 def _distinct(spans: np.ndarray, best: int) -> np.ndarray:
     """The `best` first of (score, from, to) in their order, each pair of characters once."""
     spans = spans[np.lexsort((spans[:, 2], spans[:, 1], -spans[:, 0]))]
-    _, first = np.unique(spans[:, 1:], axis=0, return_index=True)
+    characters = spans[:, 1].astype(np.int64) << 32 | spans[:, 2].astype(np.int64)
+    _, first = np.unique(characters, return_index=True)
     return spans[np.sort(first)[:best]]
