@@ -51,6 +51,8 @@ LIBRARIES = {
     "orbax": {"store"},
     "tensorboardX": {"store"},
     "matplotlib": {"store", "data_prep", "tasks"},
+    "sklearn": {"tasks"},
+    "scipy": {"tasks"},
     "safetensors": {"convert"},
     "tokamax": {"model"},
     "tokenizers": {"text", "data_prep"},
