@@ -150,7 +150,10 @@ def _classified(learn: Any, labels: Sequence[str], apply: Any) -> list[str]:
 
 
 def _logistic(learn: Any, labels: Sequence[Any]) -> Any:
-    regression = library("sklearn.linear_model").LogisticRegression(C=4.0, max_iter=200)
+    # On sparse rows liblinear is several times faster than the default; it knows two labels at a time.
+    regression = library("sklearn.linear_model").LogisticRegression(C=4.0, solver="liblinear")
+    if len(set(labels)) > 2:
+        regression = library("sklearn.multiclass").OneVsRestClassifier(regression)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", library("sklearn.exceptions").ConvergenceWarning)  # a floor need not be exact
         return regression.fit(learn, labels)
