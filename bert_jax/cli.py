@@ -14,7 +14,9 @@ from bert_jax.errors import UserError
 VERBS = {
     "pretrain": ("pretrain", "train on shards; the same command continues a run"),
     "plan": ("plan", "what a run will cost and whether it fits, before it begins"),
-    "evaluate": ("evaluate", "exact held-out metrics of a checkpoint"),
+    "finetune": ("finetune", "fit an encoder to a task, over learning rates and seeds, and measure it"),
+    "predict": ("predict", "what a fine-tuned model says of texts: JSON lines in, JSON lines out"),
+    "evaluate": ("evaluate", "exact held-out metrics of a checkpoint, or of a fine-tuned model on a file"),
     "replay": ("replay", "compute one step of a run again and show norms by layer"),
     "report": ("report", "curves and closing table of a run"),
     "compare": ("compare", "curves of several runs over each other, and the settings that differ"),
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bert-jax {asked}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        again = "run the same command again" if asked == "pretrain" else "files that stand are whole"
+        again = "run the same command again" if asked in ("pretrain", "finetune") else "files that stand are whole"
         print(f"bert-jax {asked}: interrupted; {again}", file=sys.stderr)
         return 130
     except BrokenPipeError:

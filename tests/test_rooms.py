@@ -25,7 +25,7 @@ NOUNS = {
     "train": {"config", "errors", "model"},
     "store": {"config", "cost", "errors", "settings", "text"},
     "convert": {"config", "errors", "model", "text"},
-    "tasks": {"config", "data", "errors", "model", "settings", "text", "train"},
+    "tasks": {"config", "data", "errors", "model", "rows", "settings", "text", "train"},
     "footprint": {"config", "data", "errors", "model", "train"},  # what a step holds; `plan` and benchmarks ask it
     "advice": {"config", "data", "errors", "text"},
     "rows": {"data", "errors", "text"},  # texts as rows for the questions that `api` answers
@@ -33,7 +33,7 @@ NOUNS = {
 }
 VERBS = {
     *("pretrain", "plan", "doctor", "evaluate", "replay", "report", "compare"),
-    *("export", "import_model", "vocabulary", "fill_mask"),
+    *("export", "import_model", "vocabulary", "fill_mask", "finetune", "predict"),
 }
 MAY = {
     **NOUNS,
@@ -47,7 +47,7 @@ MAY = {
 LIBRARIES = {
     "jax": {"data", "model", "train", "store", "convert", "tasks", "api", "footprint", *VERBS},
     "flax": {"model", "train"},  # train/sharding.py sets the rules for the names that model/ gives to axes
-    "optax": {"train"},
+    "optax": {"train", "tasks"},
     "orbax": {"store"},
     "tensorboardX": {"store"},
     "matplotlib": {"store", "data_prep", "tasks"},

@@ -59,7 +59,7 @@ def encode(
         marked: read the spans that the examples mark.
 
     Raises:
-        UserError: a label is not among `labels`, or a marked span lies behind the cut.
+        UserError: a marked span lies behind the cut, or a question leaves no room for its text.
     """
     match task.family:
         case "tagging" | "intent_slots":
@@ -95,7 +95,7 @@ def _of_texts(
             spans = _marked(example, row, tokenizer)
         targets = {}
         if task.family in ("single", "pair"):
-            targets["label"] = np.array([_place(example.label, places, example)], np.int32)
+            targets["label"] = np.array([_place(example.label, places)], np.int32)
         elif task.family == "regression":
             targets["score"] = np.array([np.nan if example.label is None else float(example.label)], np.float32)
         elif task.family == "choice":
@@ -150,7 +150,7 @@ def _of_words(examples: Sequence[Example], tokenizer: Tokenizer, task: TaskSetti
         first += len(example.words)
         gold = [-1] * len(words)
         if example.tags is not None:
-            gold = [_place(tag, tags, example) for tag in example.tags]
+            gold = [_place(tag, tags) for tag in example.tags]
         room = task.length - 2
         windows = windows_of([len(word) for word in words], room, 0 if whole else task.stride)
         for begin, end, own in windows[:1] if whole else windows:
@@ -161,7 +161,7 @@ def _of_words(examples: Sequence[Example], tokenizer: Tokenizer, task: TaskSetti
             if whole:
                 spans, items = [(0, len(row)), *spans], [-1, *items]
                 targets = {term: [-1, *targets[term]], "intent": [-1] * len(items)}
-                targets["intent"][0] = _place(example.label, intents, example)
+                targets["intent"][0] = _place(example.label, intents)
             arrays = {name: np.array(values, np.int32) for name, values in targets.items()}
             read = np.array(spans, np.int32).reshape(-1, 1, 2)
             rows.append(TaskRow(number, row, np.zeros_like(row), read, np.array(items, np.int32), arrays))
@@ -272,10 +272,6 @@ def _index(names: Sequence[str]) -> dict[str, int]:
     return {name: number for number, name in enumerate(names)}
 
 
-def _place(name: str | None, places: Mapping[str, int], example: Example) -> int:
-    """The place of a label, −1 where none is known."""
-    if name is None:
-        return -1
-    if name not in places:
-        raise UserError(f"{name!r} is no label of this task", example.where, f"it knows {', '.join(places)}")
-    return places[name]
+def _place(name: str | None, places: Mapping[str, int]) -> int:
+    """The place of a label; −1 where none is known, or one that training did not have (`audit.unseen` tells)."""
+    return -1 if name is None else places.get(name, -1)

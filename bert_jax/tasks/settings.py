@@ -40,6 +40,7 @@ class TaskSettings:
 
     `dev_share` above 0 holds so much of the training file out where there is no dev file. `train_limit`, `dev_limit`
     and `test_limit` keep so many examples, drawn with `sample_seed` (0: all).
+    `unseen` is what becomes of labels in dev and test that train lacks: an "error", or they count as "wrong".
     `metric` chooses the best epoch and rate; empty: the family's own. `length` is of rows in tokens, `stride` how many
     tokens a window of a long text begins before the end of the one before, `question` the most tokens of a question.
     `scheme` is how tags of spans are written: "IOB1", "BIO", "IOBES" or "BMES"; empty where each word has a label of
@@ -64,10 +65,12 @@ class TaskSettings:
     dev_limit: int = 0
     test_limit: int = 0
     sample_seed: int = 0
+    unseen: str = "error"
 
     def __post_init__(self) -> None:
         one_of(self, "task", "family", FAMILIES)
         one_of(self, "task", "format", FORMATS)
+        one_of(self, "task", "unseen", ("error", "wrong"))
         one_of(self, "task", "scheme", ("", "IOB1", "BIO", "IOBES", "BMES"))
         in_range(self, "task", length=(8, 1e6), stride=(0, 1e6), question=(1, 1e6), answer=(1, 1e6), dev_share=(0, 0.9))
         in_range(self, "task", train_limit=(0, 1e12), dev_limit=(0, 1e12), test_limit=(0, 1e12))

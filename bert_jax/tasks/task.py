@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -59,6 +59,7 @@ class Judged:
 
     predictions: list[Prediction]
     scores: dict[str, float]
+    no_answer: float | None = None
 
 
 def make_asked(
@@ -146,7 +147,8 @@ def judge(
     examples: Sequence[Example],
     rows: Sequence[TaskRow] | None = None,
     features: Sequence[np.ndarray] | None = None,
-    told: Any = lambda rows: None,
+    told: Callable[[int], object] = lambda rows: None,
+    tune: bool = False,
 ) -> Judged:
     """Predictions for all examples, and their scores where all of them have labels.
 
@@ -154,11 +156,16 @@ def judge(
         rows: of the examples, where they are made already.
         features: of each row, in place of a frozen encoder.
         told: is told how many rows more are done.
+        tune: of qa: first choose by these examples when there is no answer.
     """
     rows = asked.rows(examples) if rows is None else rows
     outs = outputs_of(asked.net, params, rows, asked.pad, features, told)
+    if tune and asked.task.family == "qa":
+        open_ended = predictions.predictions(asked.task, asked.labels, examples, rows, outs)
+        asked = replace(asked, no_answer=predictions.no_answer_threshold(examples, open_ended))
     found = predictions.predictions(asked.task, asked.labels, examples, rows, outs, asked.no_answer)
-    return Judged(found, scores(asked, examples, found) if labelled(examples, asked.task.family) else {})
+    known = labelled(examples, asked.task.family)
+    return Judged(found, scores(asked, examples, found) if known else {}, asked.no_answer)
 
 
 def labelled(examples: Sequence[Example], family: str) -> bool:
