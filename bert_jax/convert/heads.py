@@ -14,8 +14,10 @@ from typing import Any
 from bert_jax.convert import huggingface, sentence_transformers, task_model
 from bert_jax.convert.families import Kind, family_of, kind_in
 from bert_jax.convert.loaded import Loaded
+from bert_jax.convert.names import flatten
+from bert_jax.convert.opening import check_tokenizer
 from bert_jax.convert.task_model import LABELLED, TaskModel
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, counted
 
 # Our family → transformers' class, and what it reads of the tokens.
 _CLASSES = {
@@ -59,6 +61,7 @@ def open_class(path: str | Path, drop: Sequence[str] = (), family: str | None = 
     loaded = huggingface.read(path, drop, fine_tuned=True)
     if not loaded.config.classes:
         return None
+    check_tokenizer(loaded, str(path))
     task = from_class(loaded)
     if family is None and task.family == "single":
         note = "whether it takes one text or two is not on record; this is for one, --task pair for two"
@@ -111,6 +114,7 @@ def to_class(model: TaskModel, where: str) -> Loaded:
     if model.family not in _CLASSES:
         raise UserError(f"transformers has no class for {model.family}", where, KEEP)
     kind_name, tokens = _CLASSES[model.family]
+    kind = _class(loaded, kind_name, where)
     last = ("", "last", "-1", str(loaded.config.layers))
     layers_read, tokens_read = (str(task["readout"].get(key, "")) for key in ("layers", "tokens"))
     if layers_read not in last or tokens_read not in ("", tokens) or len(model.head) > 1:
@@ -119,21 +123,19 @@ def to_class(model: TaskModel, where: str) -> Loaded:
             where,
             f'fine-tune with readout.layers="last" and readout.tokens="{tokens}", or {KEEP}',
         )
-    kind = _class(loaded, kind_name, where)
-    (name,) = model.head
-    shape = model.head[name]["kernel"].shape
-    if name != kind.parts[-1] or shape[0] != loaded.config.width:
-        what = (
-            f"{kind.architecture} has {kind.parts[-1]} of {loaded.config.width} rows, this model {name} of {shape[0]}"
-        )
-        raise UserError(what, where, KEEP)
+    name, width = kind.parts[-1], loaded.config.width
+    shapes = {path: leaf.shape for path, leaf in flatten(model.head)}
+    (outputs,) = shapes.get(f"{name}/bias", (0,))
+    if shapes != {f"{name}/kernel": (width, outputs), f"{name}/bias": (outputs,)}:
+        found = ", ".join(f"{path} {list(shape)}" for path, shape in shapes.items())
+        raise UserError(f"the head of {kind.architecture} is {name} of {width} rows, this is {found}", where, KEEP)
     only = {"regression": 1, "choice": 1, "qa": 2}.get(model.family)
     # one label of a text would be taken for a number there
-    if not (shape[1] == only if only else shape[1] > 1 or kind_name != "sequence-classification"):
-        raise UserError(f"a head of {shape[1]} outputs is none for {model.family}", where, KEEP)
+    if not (outputs == only if only else outputs > 1 or kind_name != "sequence-classification"):
+        raise UserError(f"a head of {counted(outputs, 'output')} is none for {model.family}", where, KEEP)
     return replace(
         loaded,
-        config=replace(loaded.config, classes=shape[1]),
+        config=replace(loaded.config, classes=outputs),
         params={**loaded.params, **model.head},
         architecture=kind.architecture,
         pooling=None,

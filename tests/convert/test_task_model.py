@@ -22,7 +22,7 @@ from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.names import flatten
 from bert_jax.convert.task_model import TaskModel
 from bert_jax.errors import UserError
-from bert_jax.text.tokenizer import Tokenizer
+from bert_jax.text.tokenizer import Tokenizer, from_vocab
 
 LABELS = ("no", "perhaps", "yes")
 
@@ -222,9 +222,10 @@ def test_what_no_class_is_for_is_told(tmp_path: Path, loaded: Loaded) -> None:
         other = fine_tuned(replace(bare, architecture=f"{of}Model"))
         with pytest.raises(UserError, match=f"{of}ForSequenceClassification has a layer with a"):
             heads.to_class(other, "here")
-    with pytest.raises(UserError, match="BertForSequenceClassification has classifier of 24 rows, this model .* of 48"):
-        heads.to_class(fine_tuned(loaded, head={"classifier": product(3, 48)}), "here")
-    with pytest.raises(UserError, match="a head of 1 outputs is none for single"):
+    for head in ({"classifier": product(3, 48)}, {"qa_outputs": product(3)}, {"classifier": {"bias": np.ones(3)}}):
+        with pytest.raises(UserError, match=r"is classifier of 24 rows, this is .* \["):
+            heads.to_class(fine_tuned(loaded, head=head), "here")
+    with pytest.raises(UserError, match="a head of 1 output is none for single"):
         heads.to_class(fine_tuned(loaded, head={"classifier": product(1)}), "here")
 
 
@@ -332,6 +333,14 @@ def test_a_head_that_is_not_what_its_config_says_is_refused(
 def test_a_classifier_without_its_pooler_is_refused(classifier: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the weights have no pooler, which BertForSequenceClassification has"):
         run(import_model, classifier, "--output", tmp_path / "out", "--drop", "bert.pooler.")
+
+
+def test_a_tokenizer_larger_than_the_word_table_is_refused(
+    classifier: Path, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    from_vocab([*tokenizer.pieces, "more"], lowercase=True).save(classifier)
+    with pytest.raises(UserError, match="the tokenizer has 97 pieces, the model 96"):
+        run(import_model, classifier, "--output", tmp_path / "out")
 
 
 def test_a_class_goes_out_again_with_its_head(classifier: Path, tmp_path: Path) -> None:
