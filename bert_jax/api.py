@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.config import BertConfig, Execution
-from bert_jax.convert import huggingface
+from bert_jax.convert import huggingface, native
 from bert_jax.convert.loaded import Loaded, Pooling
 from bert_jax.convert.opening import REMEDY, check_tokenizer, open_foreign
 from bert_jax.errors import UserError
@@ -79,7 +79,7 @@ def open_model(path: str | os.PathLike, step: int | None = None, drop: Sequence[
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"load takes a path, this is {kind(path)}", "path", REMEDY)
     path = Path(path)
-    if not (path / "recipe.toml").is_file() or huggingface.is_directory(path):
+    if not (path / "recipe.toml").is_file() or huggingface.is_directory(path) or native.is_directory(path):
         return open_foreign(path, drop)
     params, step = load_params(path, step)
     config, params = bert.unpadded(load_config(path), params)

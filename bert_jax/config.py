@@ -44,12 +44,13 @@ class BertConfig:
     relations: int = 2  # labels of what a second segment is to the first; the data's layout says how many
     embedding: int = 0
     groups: int = 0
+    classes: int = 0  # outputs of a fine-tuned head on its way between formats; 0: there is none
     vocab_multiple: int = 1  # word table and masked-LM bias have rows up to the next multiple; those from V on stay 0
 
     def __post_init__(self) -> None:
         positive(self, "model", "vocab_size", "width", "layers", "heads", "feed_forward", "positions")
         in_range(self, "model", vocab_multiple=(1, 1e5))
-        in_range(self, "model", segments=(0, 1e6), embedding=(0, 1e9), groups=(0, 1e9))
+        in_range(self, "model", segments=(0, 1e6), embedding=(0, 1e9), groups=(0, 1e9), classes=(0, 1e9))
         if self.layers % self.distinct_layers:
             raise UserError(
                 f"{self.layers} layers do not divide into {self.groups} groups",

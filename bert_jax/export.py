@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.api import Model, open_model
-from bert_jax.convert import google, huggingface, onnx, sentence_transformers, stablehlo
+from bert_jax.convert import google, heads, huggingface, onnx, sentence_transformers, stablehlo
 from bert_jax.convert.card import Facts, card
 from bert_jax.convert.directory import keep_apart, whole_directory
 from bert_jax.convert.loaded import Loaded, Pooling
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         choices=("pretraining", "masked-lm", "encoder"),
         help="the class that will be loaded: pretraining (as BertForPreTraining), masked-lm (BertForMaskedLM) or "
-        "encoder (BertModel); the one with all of the model's parts if not given",
+        "encoder (BertModel); the one with all of the model's parts if not given, of a fine-tuned model its task's",
     )
     parser.add_argument("--pooling", choices=("mean", "cls", "max"), help="for sentence-transformers (mean)")
     parser.add_argument("--normalize", action="store_true", help="for sentence-transformers: vectors of length 1")
@@ -72,7 +72,12 @@ def run(args: argparse.Namespace) -> int:
         )
     proving = wanted(args.prove, chosen.libraries)  # first: what was not proved would be in a second try's way
     keep_apart(args.source, args.out)
-    loaded = open_model(args.source, args.step)
+    task = None if args.model or args.step is not None else heads.open_task(args.source)
+    if task is not None and args.format != "huggingface":
+        raise UserError(
+            "only the encoder of a fine-tuned model can go there", f"--format {args.format}", "add --model encoder"
+        )
+    loaded = open_model(args.source, args.step) if task is None else heads.to_class(task, str(args.source))
     if args.step is not None and loaded.step is None:
         raise UserError("only a run has steps to choose from", str(args.source), "leave --step out")
     sentences = args.format == "sentence-transformers"
@@ -83,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     parts = {part: tree for part, tree in loaded.params.items() if part in kind.parts}
     loaded = replace(loaded, params=parts, architecture=kind.architecture)
     pooled, loaded = loaded.pooling, replace(loaded, pooling=_pooling(args, loaded) if sentences else None)
-    facts = Facts(args.out.name, loaded, use=chosen.use, license=args.license)
+    facts = Facts(args.out.name, loaded, use=chosen.use, license=args.license, task=task.task if task else {})
     provenance, extra = _record(args.source, facts)
     chosen.write(args.out, loaded, force=args.force, provenance=provenance, extra=extra)
     after = f" after step {loaded.step:,}" if loaded.step is not None else ""
@@ -162,7 +167,8 @@ class Format:
 def _prove_huggingface(out: Path, loaded: Loaded) -> str:
     kind = huggingface.kind_for(loaded, None, str(out))
     # what is proved is what stands in the files, so it is read from there
-    return demand(prove(out, open_foreign(out), kind), str(out))
+    written = huggingface.read(out, fine_tuned=True) if loaded.config.classes else open_foreign(out)
+    return demand(prove(out, written, kind), str(out))
 
 
 def _prove_tf1(out: Path, loaded: Loaded) -> str:

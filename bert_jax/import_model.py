@@ -1,4 +1,4 @@
-"""`bert-jax import`: a BERT from elsewhere as a model directory of ours."""
+"""`bert-jax import`: a BERT from elsewhere as a model directory of ours, with its head if it is a fine-tuned one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import tempfile
 from pathlib import Path
 
 from bert_jax.api import open_model
-from bert_jax.convert import huggingface, native
+from bert_jax.convert import heads, huggingface, native, task_model
 from bert_jax.convert.directory import keep_apart
+from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.names import flatten
 from bert_jax.convert.origin import origin
 from bert_jax.convert.proof import demand, not_proved, prove, wanted
+from bert_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="leave out the tensors whose names begin so, as of a head that is not read",
     )
+    parser.add_argument(
+        "--task",
+        choices=("single", "pair"),
+        help="what a classifier of texts takes, one text or two, which its files do not say (single)",
+    )
     parser.add_argument("--force", action="store_true", help="replace an earlier import or export")
     parser.add_argument(
         "--prove",
@@ -39,10 +46,19 @@ def run(args: argparse.Namespace) -> int:
     """Read, write and compare; a failed comparison leaves the files and ends with status 1."""
     proving = wanted(args.prove)
     keep_apart(args.source, args.output)
-    loaded = open_model(args.source, drop=args.drop)
-    native.write(args.output, loaded, force=args.force, provenance=origin(args.source, loaded))
-    parameters = sum(leaf.size for _, leaf in flatten(loaded.params))
-    print(f"{args.output}: {loaded.architecture}, {parameters:,} parameters, {loaded.tokenizer}")
+    task = heads.open_class(args.source, args.drop, args.task)
+    if task is None and args.task:
+        raise UserError("there is no classifier of texts", str(args.source), "leave --task out")
+    loaded = open_model(args.source, drop=args.drop) if task is None else task.loaded
+    provenance = origin(args.source, loaded)
+    if task is None:
+        native.write(args.output, loaded, force=args.force, provenance=provenance)
+    else:
+        task_model.write(args.output, task, force=args.force, provenance=provenance)
+    written = _written(args.output, fine_tuned=task is not None)
+    kind = huggingface.kind_for(written, None, str(args.output))
+    parameters = sum(leaf.size for _, leaf in flatten(written.params))
+    print(f"{args.output}: {kind.architecture}, {parameters:,} parameters, {loaded.tokenizer}")
     for note in loaded.notes:
         print(f"  {note}")
     if loaded.tokenizer.vocab_size < loaded.config.vocab_size:
@@ -50,8 +66,6 @@ def run(args: argparse.Namespace) -> int:
     if not proving:
         print(not_proved(args.prove))
         return 0
-    written = native.read(args.output)  # what is proved is what stands in the files
-    kind = huggingface.kind_for(written, None, str(args.output))
     if huggingface.in_todays_files(args.source):
         proof = prove(args.source, written, kind, report_to=args.output, dropped=args.drop, split_special_tokens=True)
     else:  # transformers does not read that format: it is given the same tensors in its own
@@ -60,3 +74,8 @@ def run(args: argparse.Namespace) -> int:
             proof = prove(Path(box) / "again", written, kind, report_to=args.output)
     print(demand(proof, str(args.output)))
     return 0
+
+
+def _written(folder: Path, fine_tuned: bool) -> Loaded:
+    """What is proved is what stands in the files."""
+    return heads.to_class(task_model.read(folder), str(folder)) if fine_tuned else native.read(folder)

@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
     write = huggingface.write if after.pooling is None else sentence_transformers.write
     write(args.out, after, force=args.force, provenance=provenance)
     print(table(*sizes))
+    for note in before.notes:
+        print(note)
     return 0
 
 

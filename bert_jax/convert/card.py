@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bert_jax.convert.families import family_of
+from bert_jax.convert.families import family_of, kind_in
 from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.names import flatten
 from bert_jax.text.manifest import LEVELS
@@ -18,7 +18,21 @@ Tree = Mapping[str, Any]
 _OPENED = {
     "ForPreTraining": ("AutoModelForPreTraining", "fill-mask"),
     "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
+    "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
+    "ForMultipleChoice": ("AutoModelForMultipleChoice", "multiple-choice"),
+    "ForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
+    "ForQuestionAnswering": ("AutoModelForQuestionAnswering", "question-answering"),
     "Model": ("AutoModel", "feature-extraction"),
+}
+
+# What a fine-tuned model gives, by the family of its task.
+_GIVES = {
+    "single": "one label of a text",
+    "pair": "one label of two texts",
+    "regression": "a number of a text or of two",
+    "choice": "which of several texts goes with a first one",
+    "tagging": "a label a word, of each word's first piece",
+    "qa": "where in a text the answer to a question stands",
 }
 
 
@@ -37,6 +51,7 @@ class Facts:
         curves: whether `curves.png` lies beside.
         license: as the hub calls it, if a person said it.
         use: how these files are used, where transformers does not read them.
+        task: `task.json` of a fine-tuned model.
     """
 
     name: str
@@ -49,6 +64,7 @@ class Facts:
     curves: bool = False
     license: str | None = None
     use: str = ""
+    task: Tree = field(default_factory=dict)
 
 
 def card(facts: Facts) -> str:
@@ -84,6 +100,8 @@ def _opened(facts: Facts) -> tuple[str, str]:
 def _opening(facts: Facts) -> str:
     config = facts.loaded.config
     said = f"{facts.loaded.architecture}, {config.layers} layers of {config.width}, {_parameters(facts):,} parameters"
+    if facts.task:
+        said += f", fine-tuned to tell {_GIVES[facts.task['family']]}"
     if facts.recipe:
         said += ", pretrained with bert_jax from random weights"
     elif facts.provenance.get("source"):
@@ -92,8 +110,8 @@ def _opening(facts: Facts) -> str:
 
 
 def _parameters(facts: Facts) -> int:
-    kinds = family_of(facts.loaded.architecture).kinds
-    parts = next(kind.parts for kind in kinds if kind.architecture == facts.loaded.architecture)
+    kind = kind_in(family_of(facts.loaded.architecture), facts.loaded.architecture)
+    parts = kind.parts if kind else ()
     return sum(leaf.size for path, leaf in flatten(facts.loaded.params) if path.split("/")[0] in parts)
 
 
@@ -116,6 +134,11 @@ def _model(facts: Facts) -> str:
         dense = "".join(f", dense {layer.kernel.shape[1]} {layer.activation}" for layer in pooling.dense)
         rows.append(("one vector a text", f"{pooling.mode}{dense}" + ", length 1" * pooling.normalize))
         rows.append(("tokens read of a text", f"{pooling.length or config.positions}"))
+    if labels := facts.loaded.labels:
+        shown = ", ".join(labels[:30]) + (f" and {len(labels) - 30:,} more" if len(labels) > 30 else "")
+        rows.append((f"{len(labels):,} labels", shown))
+    if (threshold := facts.task.get("no_answer")) is not None:
+        rows.append(("no answer is given below", f"{threshold:.4g}"))
     return "## Model\n\n" + _table(("", ""), rows)
 
 
@@ -135,8 +158,13 @@ def _use(facts: Facts) -> str:
             f"from transformers import AutoTokenizer, {opened}",
             f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(facts.name)})",
             f"model = {opened}.from_pretrained({json.dumps(facts.name)})",
-            'outputs = model(**tokenizer("a text", return_tensors="pt"))',
+            f'outputs = model(**tokenizer({_inputs(facts)}, return_tensors="pt"))',
         ]
+        if facts.loaded.architecture.endswith("ForMultipleChoice"):
+            theirs[-1:] = [
+                f'rows = tokenizer({_inputs(facts)}, padding=True, return_tensors="pt")',
+                "outputs = model(**{name: row[None] for name, row in rows.items()})  # logits, one a choice",
+            ]
         masks = "masked_lm" in facts.loaded.params
         ours.append('model.fill_mask("A text with a [MASK].")' if masks else 'vectors = model.encode(["a text"])')
     text = _code(theirs) + "\n\n" + _code(["import bert_jax", *ours])
@@ -144,7 +172,18 @@ def _use(facts: Facts) -> str:
         'In this tokenizer a literal "[MASK]" in a text is ordinary characters, as it was in training: put '
         "`tokenizer.mask_token_id` where the mask is to be. `bert_jax`'s `fill_mask` does so."
     )
+    if facts.task:
+        note = "`bert_jax.load` opens the encoder alone; `bert-jax import` keeps the head."
     return f"## Use\n\n{text}" + (f"\n\n{note}" if not facts.loaded.pooling else "")
+
+
+def _inputs(facts: Facts) -> str:
+    """What the tokenizer of an example is given."""
+    return {
+        "pair": '"a text", "another"',
+        "choice": '["a text"] * 2, ["one that may go with it", "another"]',
+        "qa": '"a question?", "a text that answers it"',
+    }.get(facts.task.get("family", ""), '"a text"')
 
 
 # --------------------------------------------------------------------------------------- where it comes from
@@ -210,6 +249,8 @@ def _training(facts: Facts) -> str:
 
 
 def _evaluation(facts: Facts) -> str:
+    if scores := [(name, f"{value:.4g}") for name, value in _numbers(facts.task.get("scores", {}))]:
+        return "## Evaluation\n\n" + _table(("score", "value"), scores)
     rows = []
     heldout, levels = facts.report.get("heldout", ()), (facts.manifests or ({},))[0].get("levels", {})
     for row in heldout:
@@ -228,6 +269,15 @@ def _evaluation(facts: Facts) -> str:
     return text + ("\n\n![learning curves](curves.png)" if facts.curves else "")
 
 
+def _numbers(tree: Tree, before: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of nested scores, names joined by spaces."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{before}{name} ")
+        elif isinstance(value, int | float):
+            yield before + name, value
+
+
 def _limits(facts: Facts) -> str:
     pooling = facts.loaded.pooling
     length = (pooling and pooling.length) or facts.loaded.config.positions
@@ -236,6 +286,8 @@ def _limits(facts: Facts) -> str:
         lines.append("- It does not tell capitals from small letters.")
     if facts.report.get("heldout"):
         lines.append("- It was measured as the table says and on no task; what it does elsewhere is not known.")
+    elif facts.task.get("scores"):
+        lines.append("- It was measured as the table says and in no other way.")
     else:
         lines.append("- No measurement of it is on record here.")
     lines.append("- No examination of what errors or prejudice its texts taught it is on record here.")

@@ -6,12 +6,12 @@ whose `BertConfig` tells them apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bert_jax.config import BertConfig
-from bert_jax.convert.names import ALBERT, DISTILBERT, ELECTRA, HUGGING_FACE, Row, of_parts
+from bert_jax.convert.names import ALBERT, DISTILBERT, ELECTRA, FINE_TUNED, HUGGING_FACE, Row, of_parts
 from bert_jax.errors import UserError
 
 # transformers' activation names. "gelu_new" and "gelu_pytorch_tanh" are one formula, written twice there.
@@ -41,7 +41,8 @@ class Family:
     Attributes:
         prefix: of the encoder's names in classes with heads.
         rows: the table of names, as in classes with heads.
-        kinds: its classes, those with more parts first.
+        kinds: its classes of pretraining, those with more parts first.
+        tasks: its classes with a fine-tuned head.
         fields: our field, transformers' key, and its default for keys that a config.json leaves out (None: it must be
             there).
         fixed: what a config.json may say of things that our network does in one way only.
@@ -53,6 +54,7 @@ class Family:
     prefix: str
     rows: tuple[Row, ...]
     kinds: tuple[Kind, ...]
+    tasks: tuple[Kind, ...]
     fields: tuple[tuple[str, str, Any], ...]
     fixed: tuple[tuple[str, Any], ...]
     constants: Mapping[str, Any]
@@ -61,13 +63,13 @@ class Family:
     def rows_of(self, config: BertConfig, parts: Iterable[str], prefixed: bool = True) -> tuple[Row, ...]:
         """The rows of these parts for this network, under the names of a class that has them."""
         absent = {"embeddings/segment"} if not config.segments else set()
-        rows = [row for row in of_parts(self.rows, parts) if row.path not in absent]
+        rows = [row for row in of_parts((*self.rows, *FINE_TUNED), parts) if row.path not in absent]
         if not config.embedding:
             rows = [row for row in rows if not row.path.startswith("embeddings/project/")]
         return tuple(row if prefixed else replace(row, foreign=row.foreign.removeprefix(self.prefix)) for row in rows)
 
     def richest(self, parts: Iterable[str]) -> Kind:
-        """The class that holds most of these parts."""
+        """The class of pretraining that holds most of these parts."""
         parts = set(parts)
         return max((kind for kind in self.kinds if kind.fits(parts)), key=lambda kind: len(parts & set(kind.parts)))
 
@@ -87,6 +89,25 @@ _BERT_FIELDS: tuple[tuple[str, str, Any], ...] = (
     ("init_std", "initializer_range", 0.02),
 )
 _ENCODER = ("embeddings", "layers")
+
+
+def _of_tokens(name: str) -> tuple[Kind, ...]:
+    """Classes whose head reads every token's last state; `name` is transformers' of the family."""
+    return (
+        Kind("token-classification", f"{name}ForTokenClassification", (*_ENCODER, "classifier")),
+        Kind("question-answering", f"{name}ForQuestionAnswering", (*_ENCODER, "qa_outputs")),
+    )
+
+
+def _of_rows(name: str) -> tuple[Kind, ...]:
+    """Classes whose head reads [CLS] through the pooler."""
+    parts = (*_ENCODER, "pooler", "classifier")
+    return (
+        Kind("sequence-classification", f"{name}ForSequenceClassification", parts),
+        Kind("multiple-choice", f"{name}ForMultipleChoice", parts),
+    )
+
+
 _TIED = (("tie_word_embeddings", True),)
 _BERT_FIXED = (
     ("position_embedding_type", "absolute"),
@@ -104,6 +125,7 @@ BERT = Family(
         Kind("masked-lm", "BertForMaskedLM", (*_ENCODER, "masked_lm")),
         Kind("encoder", "BertModel", (*_ENCODER, "pooler"), prefixed=False, optional=("pooler",)),
     ),
+    (*_of_rows("Bert"), *_of_tokens("Bert")),
     _BERT_FIELDS,
     _BERT_FIXED,
     {"embedding": 0, "groups": 0},
@@ -124,6 +146,7 @@ _ALBERT = Family(
         Kind("masked-lm", "AlbertForMaskedLM", (*_ENCODER, "masked_lm")),
         Kind("encoder", "AlbertModel", (*_ENCODER, "pooler"), prefixed=False, optional=("pooler",)),
     ),
+    (*_of_rows("Albert"), *_of_tokens("Albert")),
     (
         *((field, key, _ALBERTS.get(key, default)) for field, key, default in _BERT_FIELDS),
         ("embedding", "embedding_size", 128),
@@ -146,6 +169,7 @@ _ELECTRA = Family(
         Kind("masked-lm", "ElectraForMaskedLM", (*_ENCODER, "masked_lm")),
         Kind("encoder", "ElectraModel", _ENCODER, prefixed=False),
     ),
+    _of_tokens("Electra"),
     (*_BERT_FIELDS, ("embedding", "embedding_size", 128)),
     (*_BERT_FIXED, ("hidden_act", "gelu")),  # the generator's head takes this one whatever the layers take
     {"groups": 0},
@@ -162,6 +186,7 @@ _DISTILBERT = Family(
         Kind("masked-lm", "DistilBertForMaskedLM", (*_ENCODER, "masked_lm")),
         Kind("encoder", "DistilBertModel", _ENCODER, prefixed=False),
     ),
+    _of_tokens("DistilBert"),
     (
         ("vocab_size", "vocab_size", None),
         ("width", "dim", None),
@@ -186,7 +211,12 @@ FAMILIES = (BERT, _ALBERT, _ELECTRA, _DISTILBERT)
 
 def family_of(architecture: str) -> Family:
     """The family of a transformers class; `architecture` is one that a reader here returned."""
-    return next(family for family in FAMILIES if any(kind.architecture == architecture for kind in family.kinds))
+    return next(family for family in FAMILIES if kind_in(family, architecture) is not None)
+
+
+def kind_in(family: Family, architecture: Any) -> Kind | None:
+    """The class of this name, if the family has it here."""
+    return next((kind for kind in (*family.kinds, *family.tasks) if kind.architecture == architecture), None)
 
 
 def family_named(model_type: Any, where: str) -> Family:
@@ -202,8 +232,11 @@ def family_named(model_type: Any, where: str) -> Family:
     raise UserError(f"model_type = {model_type!r} is not read", where, f"give a model of one of the types {known}")
 
 
-def config_to_json(config: BertConfig, architecture: str, pad: int) -> dict[str, Any]:
+def config_to_json(config: BertConfig, architecture: str, pad: int, labels: Sequence[str] = ()) -> dict[str, Any]:
     """`config.json` as transformers writes it for this class.
+
+    Args:
+        labels: names of the outputs of a fine-tuned head.
 
     Raises:
         UserError: the family cannot say what the config says.
@@ -230,7 +263,22 @@ def config_to_json(config: BertConfig, architecture: str, pad: int) -> dict[str,
         "pad_token_id": pad,
         "tie_word_embeddings": True,
         "dtype": "float32",
+        **_outputs(kind_in(family, architecture), config.classes, labels),
     }
+
+
+def _outputs(kind: Kind | None, classes: int, labels: Sequence[str]) -> dict[str, Any]:
+    """What config.json says of a head: how many outputs follows from their names there."""
+    if kind is None or kind.name not in ("sequence-classification", "token-classification"):
+        return {}
+    names = list(labels) or [f"LABEL_{number}" for number in range(classes)]
+    tree: dict[str, Any] = {
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
+    if kind.name == "sequence-classification":
+        tree["problem_type"] = "regression" if classes == 1 else "single_label_classification"
+    return tree
 
 
 def config_from_json(tree: Any, where: str) -> tuple[BertConfig, Family]:

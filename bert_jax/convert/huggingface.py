@@ -18,18 +18,28 @@ import numpy as np
 
 from bert_jax.config import BertConfig
 from bert_jax.convert.directory import read_json, whole_directory, write_json, write_tensors
-from bert_jax.convert.families import Family, Kind, config_from_json, config_to_json, family_of
+from bert_jax.convert.families import Family, Kind, config_from_json, config_to_json, family_of, kind_in
 from bert_jax.convert.flax_msgpack import read_flax
 from bert_jax.convert.loaded import Loaded
-from bert_jax.convert.names import Params, Tensors, from_foreign, parts_in, to_foreign, without
+from bert_jax.convert.names import FINE_TUNED, Params, Tensors, from_foreign, parts_in, to_foreign, without
 from bert_jax.convert.safetensors_file import read_safetensors
 from bert_jax.convert.torch_pickle import read_torch
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, counted
 from bert_jax.text.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 READERS = {WEIGHTS: read_safetensors, "pytorch_model.bin": read_torch, "flax_model.msgpack": read_flax}
 ENDS = ("", ".index.json")  # of one file, or of the list of several
+
+# What stands on the encoder in transformers' classes for tasks, those that are not read among them.
+_TASKS = ("ForSequenceClassification", "ForMultipleChoice", "ForTokenClassification", "ForQuestionAnswering")
+_HEADS = ("classifier.", "pre_classifier.", "sequence_summary.", "qa_outputs.")
+OTHERS = {
+    "ElectraForSequenceClassification": "a layer with a GELU of its own before the last product",
+    "ElectraForMultipleChoice": "a layer with a GELU of its own before the last product",
+    "DistilBertForSequenceClassification": "a layer with a ReLU before the last product",
+    "DistilBertForMultipleChoice": "a layer with a ReLU before the last product",
+}
 
 # --------------------------------------------------------------------------------------------------- writing
 
@@ -43,7 +53,8 @@ def kind_for(loaded: Loaded, name: str | None, where: str) -> Kind:
     """
     family = family_of(loaded.architecture)
     if name is None:
-        return family.richest(loaded.params)
+        own = next((kind for kind in family.tasks if kind.architecture == loaded.architecture), None)
+        return own if own and own.fits(loaded.params) else family.richest(loaded.params)
     fitting = [kind.name for kind in family.kinds if kind.fits(loaded.params)]
     kind = next((kind for kind in family.kinds if kind.name == name), None)
     if kind is None or name not in fitting:
@@ -107,7 +118,7 @@ def write(
 def write_settings(folder: Path, loaded: Loaded) -> None:
     """`config.json` of the model's class and the tokenizer's files, into a folder that is there."""
     config, tokenizer = loaded.config, loaded.tokenizer
-    write_json(folder / CONFIG, config_to_json(config, loaded.architecture, tokenizer.special.pad))
+    write_json(folder / CONFIG, config_to_json(config, loaded.architecture, tokenizer.special.pad, loaded.labels))
     tokenizer.save(folder)
     _limit_length(folder / "tokenizer_config.json", config)
 
@@ -134,11 +145,12 @@ def in_todays_files(path: str | Path) -> bool:
     return is_directory(path) and any((Path(path) / name).is_file() for name in names)
 
 
-def read(directory: str | Path, drop: Sequence[str] = ()) -> Loaded:
+def read(directory: str | Path, drop: Sequence[str] = (), fine_tuned: bool = False) -> Loaded:
     """A directory of one of the families, with whatever heads of its table the weights have.
 
     Args:
         drop: beginnings of names of tensors to leave out, as of a head that is not in the table.
+        fine_tuned: read the head of a class for a task too; otherwise a note says that it is left out.
 
     Raises:
         UserError: files are missing or broken, of another architecture, or do not fit each other.
@@ -148,9 +160,68 @@ def read(directory: str | Path, drop: Sequence[str] = ()) -> Loaded:
     tree = read_json(directory / CONFIG, "give a transformers directory")
     config, family = config_from_json(tree, where)
     path, tensors = _load_weights(directory)
-    params, notes = from_tensors(tensors, config, family, str(path), drop)
-    tokenizer = Tokenizer.load(directory)
-    return Loaded(config, params, tokenizer, family.richest(params).architecture, notes=notes)
+    tensors, notes = without(tensors, drop, str(path))
+    architecture, head = _head(tree, tensors)
+    labels: tuple[str, ...] = ()
+    if head and fine_tuned:
+        config, labels = _classes(tree, family, architecture, head, config, where)
+    elif head:
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
+        notes += (f"the head of {architecture} ({counted(len(head), 'tensor')}) is left out: this is the encoder",)
+    params = from_tensors(tensors, config, family, str(path))
+    kind = kind_in(family, architecture) if head and fine_tuned else family.richest(params)
+    assert kind is not None
+    if lacking := [part for part in kind.parts if part not in params and part not in kind.optional]:
+        raise UserError(f"the weights have no {' and no '.join(lacking)}, which {kind.architecture} has", where)
+    return Loaded(config, params, Tokenizer.load(directory), kind.architecture, notes=notes, labels=labels)
+
+
+def _head(tree: Mapping[str, Any], tensors: Tensors) -> tuple[str, list[str]]:
+    """The class that config.json names, and the tensors of its head if it is one for a task."""
+    named = tree.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
+    if not architecture.endswith(_TASKS):
+        return architecture, []
+    return architecture, sorted(name for name in tensors if name.removeprefix("module.").startswith(_HEADS))
+
+
+def _classes(
+    tree: Mapping[str, Any], family: Family, architecture: str, head: Sequence[str], config: BertConfig, where: str
+) -> tuple[BertConfig, tuple[str, ...]]:
+    """The config with the number of the head's outputs, and their names where they have some.
+
+    Raises:
+        UserError: the class has no counterpart here, or config.json says what no task of ours is.
+    """
+    kind = kind_in(family, architecture)
+    drops = " ".join(f"--drop {prefix}" for prefix in _HEADS if any(name.startswith(prefix) for name in head))
+    without_it = f"`bert-jax import {drops}` leaves it out"
+    if kind is None:
+        reason = OTHERS.get(architecture, "a head that is not read")
+        raise UserError(f"{architecture} has {reason}, which no task here has", where, without_it)
+    if kind.name in ("multiple-choice", "question-answering"):
+        return replace(config, classes=1 if kind.name == "multiple-choice" else 2), ()
+    labels = _labels(tree, where)
+    if kind.name == "sequence-classification":
+        problem = tree.get("problem_type")
+        if problem == "multi_label_classification" or (problem == "regression" and len(labels) > 1):
+            what = "several labels of one text" if problem != "regression" else "several numbers of one text"
+            raise UserError(f"problem_type = {problem!r}: {what} are no task here", where, without_it)
+        if len(labels) == 1:
+            return replace(config, classes=1), ()
+    return replace(config, classes=len(labels)), labels
+
+
+def _labels(tree: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Names by their numbers; transformers leaves them out where there are two that have none."""
+    count = tree.get("num_labels", 2)
+    found = tree.get("id2label")
+    if found is None and isinstance(count, int) and 0 < count < 1_000_000:
+        found = {str(number): f"LABEL_{number}" for number in range(count)}
+    names = [found.get(str(number)) for number in range(len(found))] if isinstance(found, dict) else []
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise UserError("id2label does not give each output a name of its own", where, "mend it there")
+    return tuple(map(str, names))
 
 
 def _load_weights(directory: Path) -> tuple[Path, Tensors]:
@@ -165,28 +236,24 @@ def _load_weights(directory: Path) -> tuple[Path, Tensors]:
     raise UserError(what, str(directory), "save the model in safetensors format")
 
 
-def from_tensors(
-    tensors: Tensors, config: BertConfig, family: Family, where: str, drop: Sequence[str] = ()
-) -> tuple[Params, tuple[str, ...]]:
-    """Our tree, with the parts that these tensors have, and what was left out.
+def from_tensors(tensors: Tensors, config: BertConfig, family: Family, where: str) -> Params:
+    """Our tree, with the parts that these tensors have.
 
-    Every tensor is accounted for: it is in the family's table, repeats one that is, is a constant (position numbers),
-    or is named in `drop`. Old names (gamma and beta of norms, encoders without prefix) are read as today's.
+    Every tensor is accounted for: it is in the family's table, repeats one that is, or is a constant (position
+    numbers). Old names (gamma and beta of norms, encoders without prefix) are read as today's.
 
     Raises:
         UserError: tensors are missing, unknown, or of shapes that the config does not say.
     """
-    tensors, notes = without(tensors, drop, where)
     tensors = _modern(tensors, family, where)
-    present = parts_in(family.rows, config, tensors)
+    present = parts_in((*family.rows, *(FINE_TUNED if config.classes else ())), config, tensors)
     if "next_sentence" in present and "pooler" not in present:
         raise UserError(
             "there is a next-sentence head, and no pooler for it to read",
             where,
             "see `bert-jax import --drop` to leave the head out",
         )
-    params = from_foreign(family.rows_of(config, present), config, tensors, where)
-    return params, notes
+    return from_foreign(family.rows_of(config, present), config, tensors, where)
 
 
 def _modern(tensors: Tensors, family: Family, where: str) -> Tensors:

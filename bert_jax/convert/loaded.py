@@ -56,6 +56,8 @@ class Loaded:
         pooling: of a sentence-transformers directory.
         step: of a run's checkpoint.
         notes: what was left out or changed on reading, a sentence each.
+        labels: names of the outputs of a fine-tuned head, where one is among the params (`config.classes` then says how
+            many it has).
     """
 
     config: BertConfig
@@ -65,3 +67,4 @@ class Loaded:
     pooling: Pooling | None = None
     step: int | None = None
     notes: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ same rows. Our layers are stacked on a leading L; a name with `{layer}` stands f
 left over on either side is an error.
 
 Letters: V vocabulary, T positions, S segments, D width (W where it stands a second time), E width of the tables,
-N heads, H head size, F feed-forward, C the classes of next sentence, O one.
+N heads, H head size, F feed-forward, C the classes of next sentence, K the outputs of a fine-tuned head, O one.
 """
 
 from __future__ import annotations
@@ -160,6 +160,13 @@ DISTILBERT: tuple[Row, ...] = (
     *_dense("masked_lm/transform", "vocab_transform", out="E", into="D"),
     *_norm("masked_lm/norm", "vocab_layer_norm", "E"),
     Row("masked_lm/bias", "V", "vocab_projector.bias", "V"),
+)
+
+# What is fine-tuned has the same names in every family: a label (of a text or of each token), and where an answer
+# begins and ends.
+FINE_TUNED: tuple[Row, ...] = (
+    *_dense("classifier", "classifier", out="K", into="D"),
+    *_dense("qa_outputs", "qa_outputs", out="K", into="D"),
 )
 
 
@@ -320,6 +327,7 @@ def sizes_of(config: BertConfig) -> dict[str, int]:
         "H": config.width // config.heads,
         "F": config.feed_forward,
         "C": config.relations,
+        "K": config.classes,
         "O": 1,
     }
 

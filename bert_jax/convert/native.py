@@ -31,8 +31,15 @@ def is_directory(path: str | Path) -> bool:
     return (Path(path) / WEIGHTS).is_file()
 
 
-def write(out: str | Path, loaded: Loaded, *, force: bool = False, provenance: Mapping[str, Any]) -> None:
-    """Write a model directory, whole or not at all.
+def write(
+    out: str | Path,
+    loaded: Loaded,
+    *,
+    force: bool = False,
+    provenance: Mapping[str, Any],
+    extra: Mapping[str, str | bytes] | None = None,
+) -> None:
+    """Write a model directory, whole or not at all, `extra` being further files by name.
 
     Raises:
         UserError: `out` exists or cannot be written.
@@ -53,7 +60,7 @@ def write(out: str | Path, loaded: Loaded, *, force: bool = False, provenance: M
         tensors[f"{DENSE}{number}/kernel"] = np.ascontiguousarray(product.kernel)
         if product.bias is not None:
             tensors[f"{DENSE}{number}/bias"] = product.bias
-    with whole_directory(Path(out), force, provenance) as folder:
+    with whole_directory(Path(out), force, provenance, extra) as folder:
         write_tensors(folder / WEIGHTS, tensors)
         write_json(folder / MODEL, tree)
         loaded.tokenizer.save(folder / TOKENIZER)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from bert_jax.convert import google, huggingface, native, sentence_transformers
+from bert_jax.convert import google, huggingface, native, sentence_transformers, task_model
 from bert_jax.convert.loaded import Loaded
 from bert_jax.errors import UserError
 
@@ -14,7 +15,8 @@ REMEDY = "give a run directory, a model directory, a transformers directory or o
 
 def open_foreign(path: str | Path, drop: Sequence[str] = ()) -> Loaded:
     """Open what is no run of ours: a model directory, a transformers directory, one of google-research/bert, or the
-    beginning of the names of a checkpoint (`DIR/bert_model.ckpt`) in the latter.
+    beginning of the names of a checkpoint (`DIR/bert_model.ckpt`) in the latter. Of a fine-tuned model this is the
+    encoder, with a note.
 
     Args:
         drop: beginnings of names of tensors to leave out.
@@ -23,7 +25,11 @@ def open_foreign(path: str | Path, drop: Sequence[str] = ()) -> Loaded:
         UserError: there is no model (what is there instead is named), or its files do not fit each other.
     """
     path = Path(path)
-    if native.is_directory(path):
+    if task_model.is_directory(path):
+        model = task_model.read(path)
+        notes = (task_model.encoder_note(model),) if model.head else ()
+        loaded = replace(model.loaded, notes=model.loaded.notes + notes)
+    elif native.is_directory(path):
         loaded = native.read(path)
     elif sentence_transformers.is_directory(path):
         loaded = sentence_transformers.read(path, drop)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.config import BertConfig
-from bert_jax.convert.families import Kind
+from bert_jax.convert.families import Kind, family_of
 from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.names import Params
 from bert_jax.errors import UserError, counted
@@ -45,7 +45,8 @@ class Proof:
     """What was compared, and how far apart it is.
 
     `worst` has the largest absolute difference by quantity: "layer N" (0: the embeddings), "masked_lm", "pooler",
-    "next_sentence" or "replaced_token". `other_ids` are texts with other ids, `load_report` what was said of keys.
+    "next_sentence", "replaced_token"; of fine-tuned heads "classifier", "token_classifier" or "qa_outputs". `other_ids`
+    are texts with other ids, `load_report` what was said of keys.
     """
 
     passed: bool
@@ -148,15 +149,20 @@ def prove(
     rows = 0
     for batch in pairs(texts, tokenizer, config):
         ours = states_and_heads(config, loaded.params, batch, parts)
+        given = {name: torch.tensor(batch[key]).long() for name, key in inputs.items()}
+        if kind.name == "multiple-choice":  # the rows are the choices of one example
+            given = {name: tensor[None] for name, tensor in given.items()}
         with torch.no_grad():
-            outputs = model.eval()(
-                **{name: torch.tensor(batch[key]).long() for name, key in inputs.items()}, output_hidden_states=True
-            )
+            outputs = model.eval()(**given, output_hidden_states=True)
         found = {f"layer {number}": states for number, states in enumerate(outputs.hidden_states)}
         for name, keys in _HEADS.items():
             key = next((key for key in keys if key in outputs), None)
-            if name in parts and key is not None:
+            if name in ours and key is not None:
                 found[name] = outputs[key]
+        if "qa_outputs" in ours:
+            found["qa_outputs"] = torch.stack([outputs["start_logits"], outputs["end_logits"]], -1)
+        if kind.name == "multiple-choice":
+            found["classifier"] = found["classifier"].T
         real = batch["sequence_ids"] > 0  # what stands at padding is nobody's business
         for name, tensor in found.items():
             at = real.any(1) if name in OF_ROWS else real
@@ -164,6 +170,8 @@ def prove(
         rows += len(real)
     first = next((name for name, value in worst.items() if not value <= TOLERANCE), None)
     expected = {"unexpected_keys": tuple(dropped), "missing_keys": ()}
+    if kind in family_of(kind.architecture).tasks and "pooler" in loaded.params and "pooler" not in kind.parts:
+        expected["unexpected_keys"] += (f"{family_of(kind.architecture).prefix}pooler.",)  # as older years saved it
     if "pooler" in kind.optional and "pooler" not in parts:
         expected["missing_keys"] = ("pooler.",)
     report = {
@@ -211,10 +219,12 @@ _HEADS = {
     "masked_lm": ("prediction_logits", "logits"),
     "next_sentence": ("seq_relationship_logits", "sop_logits"),
     "replaced_token": ("logits",),
+    "classifier": ("logits",),
+    "token_classifier": ("logits",),
 }
 
 
-OF_ROWS = ("pooler", "next_sentence")  # a value a row; the others have one a token
+OF_ROWS = ("pooler", "next_sentence", "classifier")  # a value a row; the others have one a token
 
 
 def worst_apart(theirs: np.ndarray, ours: np.ndarray, real: np.ndarray) -> float:
@@ -277,4 +287,14 @@ def states_and_heads(
             found["next_sentence"] = np.asarray(bert.relate(config, params, pooled))[:, 0]
     if "replaced_token" in parts:
         found["replaced_token"] = np.asarray(bert.replaced(config, params, encoded.hidden))
+    if "classifier" in parts:
+        name, states = ("classifier", found["pooler"]) if "pooler" in parts else ("token_classifier", encoded.hidden)
+        found[name] = _linear(states, params["classifier"])
+    if "qa_outputs" in parts:
+        found["qa_outputs"] = _linear(encoded.hidden, params["qa_outputs"])
     return found
+
+
+def _linear(states: Any, head: Params) -> np.ndarray:
+    """[..., D] → float32[..., K], in NumPy: a second computation beside that of training."""
+    return np.asarray(states) @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
