@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from bert_jax.config import BertConfig
+from bert_jax.model import bert
 from bert_jax.tasks import loop, network
 from bert_jax.tasks.batches import all_batches, features_batch, grid, layout, train_batches, units
 from bert_jax.tasks.encoding import TaskRow, encode
 from bert_jax.tasks.examples import Example
 from bert_jax.tasks.network import Network, make_network
 from bert_jax.tasks.settings import FAMILIES, FineTuneSettings, ReadoutSettings, TaskSettings
-from bert_jax.tasks.task import first_params, random_encoder
+from bert_jax.tasks.task import first_params
 from tests.conftest import louder
 from tests.tasks import toy
 from tests.world import VOCABULARY
@@ -32,7 +33,7 @@ CONFIG = BertConfig(len(VOCABULARY), width=32, layers=1, heads=2, feed_forward=6
 
 @pytest.fixture(scope="module")
 def loud() -> dict:
-    return louder(random_encoder(CONFIG, 0))
+    return louder(jax.eval_shape(partial(bert.init, CONFIG), jax.random.key(0)))
 
 
 def rows_of(family: str, folder: Path, count: int = 12, seed: int = 0) -> list[TaskRow]:
