@@ -99,7 +99,8 @@ def make_asked(
         mean=mean,
         spread=spread,
         temperature=settings.temperature,
-        execution=Execution(dtype=settings.dtype),
+        # a loop over layers of which some are trained would go backwards through all of them
+        execution=Execution(dtype=settings.dtype, scan="off" if settings.top else "auto"),
     )
     return Asked(net, task, tokenizer, labels)
 
