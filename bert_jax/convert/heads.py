@@ -79,11 +79,12 @@ def from_class(loaded: Loaded) -> TaskModel:
     regression = kind.name == "sequence-classification" and loaded.config.classes == 1
     family = _FAMILIES.get(kind.name, "regression" if regression else "single")
     name = kind.parts[-1]
+    length = min(loaded.config.positions, 512)  # what it was trained with is not on record
     task: dict[str, Any] = {
         "family": family,
         "labels": {LABELLED[family]["classifier"]: list(loaded.labels)} if family in LABELLED else {},
         "readout": {"layers": "last", "tokens": _CLASSES[family][1]},
-        "task": {"family": family, "scheme": _scheme(loaded.labels)},
+        "task": {"family": family, "scheme": _scheme(loaded.labels), "length": length, "stride": length // 4},
     }
     params = {part: tree for part, tree in loaded.params.items() if part != name}
     encoder = replace(

@@ -74,12 +74,7 @@ def make_asked(
         UserError: the recipe asks for what the encoder cannot do.
     """
     task, settings = recipe.task, recipe.train
-    if task.length > config.positions:
-        raise UserError(
-            f"length = {task.length}, where the position table has {config.positions}",
-            "task.length",
-            f"give --set task.length={config.positions}",
-        )
+    _check_length(task, config)
     if task.family == "embedding" and settings.adversarial:
         raise UserError("vectors have no smoothness term", "train.adversarial", "leave it out")
     if settings.adversarial and settings.what == "head":
@@ -102,6 +97,15 @@ def make_asked(
         execution=Execution(dtype=settings.dtype),
     )
     return Asked(net, task, tokenizer, labels)
+
+
+def _check_length(task: TaskSettings, config: BertConfig) -> None:
+    if task.length > config.positions:
+        raise UserError(
+            f"length = {task.length}, where the position table has {config.positions}",
+            "task.length",
+            f"give --set task.length={config.positions}",
+        )
 
 
 def first_params(net: Network, encoder: Params, seed: int, reset_layers: int = 0) -> Params:
@@ -202,7 +206,7 @@ def to_json(asked: Asked) -> dict[str, Any]:
 
 
 def from_json(tree: Mapping[str, Any], config: BertConfig, tokenizer: Tokenizer) -> Asked:
-    """Raises UserError if it is of a later version, or of another encoder."""
+    """Raises UserError if it is of a later version, of another encoder, or longer than that one's rows."""
     try:
         task = TaskSettings(**tree["task"]) if tree["task"] else TaskSettings(family=tree["family"])
         labels = {term: tuple(names) for term, names in tree["labels"].items()}
@@ -211,4 +215,5 @@ def from_json(tree: Mapping[str, Any], config: BertConfig, tokenizer: Tokenizer)
         net = network.make_network(config, task, read, labels, spans=tree["readout"].get("spans", 1))
     except (KeyError, TypeError) as error:
         raise UserError(f"not a task of ours ({json.dumps(str(error))})", "task.json", "fine-tune it anew") from None
-    return Asked(net, replace(task, length=min(task.length, config.positions)), tokenizer, labels, tree["no_answer"])
+    _check_length(task, config)
+    return Asked(net, task, tokenizer, labels, tree["no_answer"])
