@@ -34,8 +34,8 @@ def predictions(
     single, pair: `label`, `probability`, `probabilities` by name. regression: `score`. choice: `choice` from 0 on,
     `probabilities` in order. tagging: `words`, `tags`, `probabilities`, and `entities` where the recipe has a scheme.
     intent_slots: `intent`, `probability`, `words`, `slots`. Of a text that was split into words there are `offsets` of
-    each as well, and `start` and `end` of each entity, in characters. qa: `answer` ("" for none), `start`, `end` in characters of
-    the context, `probability`, `no_answer_score`, `best`. embedding: `vectors`, and `cosine` of two texts.
+    each as well, and `start` and `end` of each entity, in characters. qa: `answer` ("" for none), `start`, `end` in
+    characters of the context, `probability`, `no_answer_score`, `best`. embedding: `vectors`, and `cosine` of two.
 
     Args:
         rows, outs: of all examples, as `encode` and `outputs_of` gave them.
