@@ -75,6 +75,8 @@ def make_asked(
     """
     task, settings = recipe.task, recipe.train
     _check_length(task, config)
+    if task.family == "embedding" and settings.what == "head":
+        raise UserError("vectors have no head to train", "train.what", 'choose "all" or "top:K"')
     if task.family == "embedding" and settings.adversarial:
         raise UserError("vectors have no smoothness term", "train.adversarial", "leave it out")
     if settings.adversarial and settings.what == "head":
