@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -130,8 +131,7 @@ def finetune(
     job = Job(main, stages, metric, model.loaded.params)
     with opened(run, recipe, before, model, [main, *stages]):
         # ------------------------------------------------------------------------------------------------- the sweep
-        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-            jax.config.update("jax_compilation_cache_dir", str(run.absolute() / "compiled"))
+        compile_once(run)
         results, best_params = [], None
         for cell in sweep.cells(recipe.train):
             result, params = result_of(run, job, cell)
@@ -293,6 +293,18 @@ def _sha256(path: Path) -> str:
 # -------------------------------------------------------------------------------------------------------- the fits
 
 
+def compile_once(run: Path) -> None:
+    """What is compiled here goes into the run directory, so that a second start runs the very same kernels."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        rundir.clear_torn(run)
+        jax.config.update("jax_compilation_cache_dir", str(run.absolute() / "compiled"))
+    # a sweep goes on without it, and tells of a full disk itself
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
+
+
 def result_of(run: Path, job: Job, cell: Cell) -> tuple[Result, Params | None]:
     """The cell's result: read, or fitted and written; with its parameters if it was fitted."""
     if result := sweep.read_result(run, cell):
@@ -300,6 +312,7 @@ def result_of(run: Path, job: Job, cell: Cell) -> tuple[Result, Params | None]:
     begun = time.monotonic()
     result, params = _fit(job, cell)
     rundir.write_json(sweep.result_path(run, cell), sweep.as_json(result))
+    rundir.mark_compiled(run)
     scores = [f"{name} {getattr(result, name)[job.metric]:.4f}" for name in ("dev", "test") if getattr(result, name)]
     told = ", ".join([*scores, f"epoch {result.best + 1}", f"{result.rate_of_examples:,.0f} examples/s"])
     print(f"{cell.name}: {told}, {time.monotonic() - begun:.0f} s", flush=True)
