@@ -26,7 +26,7 @@ _CLASSES = {
     "regression": ("sequence-classification", "pooled"),
     "choice": ("multiple-choice", "pooled"),
     "tagging": ("token-classification", "first"),
-    "qa": ("question-answering", "first"),
+    "qa": ("question-answering", "all"),
 }
 _FAMILIES = {"multiple-choice": "choice", "token-classification": "tagging", "question-answering": "qa"}
 KEEP = "give --model encoder to export the encoder alone"
@@ -119,10 +119,11 @@ def to_class(model: TaskModel, where: str) -> Loaded:
     last = ("", "last", "-1", str(loaded.config.layers))
     layers_read, tokens_read = (str(task["readout"].get(key, "")) for key in ("layers", "tokens"))
     if layers_read not in last or tokens_read not in ("", tokens) or len(model.head) > 1:
+        also = "" if tokens == "all" else f' and readout.tokens="{tokens}"'
         raise UserError(
             f"no class of transformers reads layers = {layers_read or 'last'!r}, tokens = {tokens_read or tokens!r}",
             where,
-            f'fine-tune with readout.layers="last" and readout.tokens="{tokens}", or {KEEP}',
+            f'fine-tune with readout.layers="last"{also}, or {KEEP}',
         )
     name, width = kind.parts[-1], loaded.config.width
     shapes = {path: leaf.shape for path, leaf in flatten(model.head)}

@@ -193,15 +193,12 @@ def windows_of(lengths: Sequence[int], room: int, stride: int) -> list[tuple[int
             break
         begin = max(int(np.searchsorted(ends, ends[end] - stride, side="left")), begin + 1)
         begin = min(begin, end)
-    most, owner = np.full(len(sizes), -1), np.zeros(len(sizes), int)
+    context = np.full((len(borders), len(sizes)), -1)
     for number, (begin, end) in enumerate(borders):
         places = np.arange(begin, end)
-        context = np.minimum(ends[places] - ends[begin], ends[end] - ends[places + 1])
-        larger = places[context > most[begin:end]]
-        most[larger], owner[larger] = context[larger - begin], number
-    return [
-        (begin, end, (begin + np.flatnonzero(owner[begin:end] == n)).tolist()) for n, (begin, end) in enumerate(borders)
-    ]
+        context[number, begin:end] = np.minimum(ends[places] - ends[begin], ends[end] - ends[places + 1])
+    owner = context.argmax(axis=0) if len(sizes) else np.zeros(0, int)
+    return [(begin, end, np.flatnonzero(owner == n).tolist()) for n, (begin, end) in enumerate(borders)]
 
 
 def _row(words: Sequence[np.ndarray], tokenizer: Tokenizer) -> np.ndarray:

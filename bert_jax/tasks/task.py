@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from bert_jax.config import BertConfig, Execution
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, counted
 from bert_jax.model import bert, readout
 from bert_jax.tasks import metrics, network, predictions
 from bert_jax.tasks.encoding import TaskRow, encode
@@ -125,7 +125,11 @@ def first_params(net: Network, encoder: Params, seed: int, reset_layers: int = 0
         params["pooler"] = readout.fresh_pooler(net.config, keys[1])
     if reset_layers:
         if reset_layers > net.config.layers or net.config.groups:
-            what = "layers share weights" if net.config.groups else f"here are {net.config.layers} layers"
+            what = (
+                "layers share weights"
+                if net.config.groups
+                else f"the encoder has {counted(net.config.layers, 'layer')}"
+            )
             raise UserError(
                 f"{reset_layers} layers cannot be reset, {what}", "train.reset_layers", "give a number less"
             )

@@ -132,7 +132,7 @@ def other_tokenizer(folder: Path) -> None:
 def without_layers(folder: Path) -> None:
     path = folder / "encoder" / "weights.safetensors"
     tensors = load_file(path)
-    save_file({name: tensor for name, tensor in tensors.items() if "feed_forward" not in name}, path)
+    save_file({name: tensor for name, tensor in tensors.items() if name != "layers/mlp/up/kernel"}, path)
 
 
 def run_as_model(folder: Path) -> None:
@@ -198,7 +198,7 @@ WORDS_AND_ANSWERS = [
     Case(
         "a question that leaves no room",
         first_line("qa/train.jsonl", question=" ".join(WORDS)),
-        "qa/train.jsonl, line 1: a question of 29 tokens leaves no room for its text in 32; give a larger task.length",
+        "qa/train.jsonl, line 1: a question of 40 tokens leaves no room for its text in 32; give a larger task.length",
         "task.question=40",
         family="qa",
         ending="jsonl",
@@ -233,7 +233,7 @@ MODELS = [
     Case(
         "an encoder without some of its weights",
         without_layers,
-        "is missing; import it anew",
+        "encoder/model.json: layers/mlp/up/kernel is missing; import it anew",
     ),
     Case(
         "weights that are cut",
@@ -254,8 +254,14 @@ RECIPES = [
         "task.length: length = 65, where the position table has 64; give --set task.length=64",
         "task.length=65",
     ),
-    Case("a layer that is not there", nothing, "readout.layers: there is no layer 2; choose from", "readout.layers=2"),
-    Case("four layers of one", nothing, "readout.layers: cat4 needs four layers, here are 1", "readout.layers=cat4"),
+    Case("a layer that is not there", nothing, "readout.layers: there is no layer 2; choose", 'readout.layers=\\"2\\"'),
+    Case("a layer without quotes", nothing, 'readout.layers: 2 is no str; write "2", in quotes', "readout.layers=2"),
+    Case(
+        "four layers of one",
+        nothing,
+        "readout.layers: cat4 needs four layers, the encoder has 1",
+        "readout.layers=cat4",
+    ),
     Case(
         "the pooler on a mix",
         nothing,
@@ -263,11 +269,16 @@ RECIPES = [
         "readout.layers=mix readout.tokens=pooled",
     ),
     Case("spans that nobody marks", nothing, "line 2: no span is marked; name columns.span_a", "readout.tokens=span"),
-    Case("more layers than there are", nothing, "train.what: top:2 cannot be, here are 1 layers", "train.what=top:2"),
+    Case(
+        "more layers than there are",
+        nothing,
+        "train.what: top:2 cannot be, the encoder has 1 layer",
+        "train.what=top:2",
+    ),
     Case(
         "more fresh layers than there are",
         nothing,
-        "train.reset_layers: 2 layers cannot be reset, here are 1 layers",
+        "train.reset_layers: 2 layers cannot be reset, the encoder has 1 layer; ",
         "train.reset_layers=2",
     ),
     Case(
