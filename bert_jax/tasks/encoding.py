@@ -191,14 +191,18 @@ def windows_of(lengths: Sequence[int], room: int, stride: int) -> list[tuple[int
         borders.append((begin, end))
         if end >= len(sizes):
             break
-        begin = max(int(np.searchsorted(ends, ends[end] - stride, side="left")), begin + 1)
-        begin = min(begin, end)
-    context = np.full((len(borders), len(sizes)), -1)
+        # with at least the word behind the end in it: a window within the one before would say nothing new
+        least = max(ends[end] - stride, ends[end + 1] - room)
+        begin = int(np.searchsorted(ends, least, side="left"))
+    most, owner = np.full(len(sizes), -1), np.zeros(len(sizes), int)
     for number, (begin, end) in enumerate(borders):
         places = np.arange(begin, end)
-        context[number, begin:end] = np.minimum(ends[places] - ends[begin], ends[end] - ends[places + 1])
-    owner = context.argmax(axis=0) if len(sizes) else np.zeros(0, int)
-    return [(begin, end, np.flatnonzero(owner == n).tolist()) for n, (begin, end) in enumerate(borders)]
+        beside = np.minimum(ends[places] - ends[begin], ends[end] - ends[places + 1])
+        better = places[beside > most[begin:end]]
+        most[better], owner[better] = beside[better - begin], number
+    order = np.argsort(owner, kind="stable")
+    parts = np.split(order, np.searchsorted(owner[order], np.arange(1, len(borders))))
+    return [(begin, end, own.tolist()) for (begin, end), own in zip(borders, parts, strict=True)]
 
 
 def _row(words: Sequence[np.ndarray], tokenizer: Tokenizer) -> np.ndarray:
@@ -234,7 +238,7 @@ def _of_questions(examples: Sequence[Example], tokenizer: Tokenizer, task: TaskS
                 "give a larger task.length or a smaller task.question",
             )
         answer = _answer_tokens(example, offsets)
-        step = max(room - task.stride, 1)
+        step = max(room - task.stride, room // 4, 1)  # a long question leaves little room, and windows are to go on
         for begin in range(0, max(len(ids) - room, 0) + step, step) if len(ids) > room else (0,):
             end = min(begin + room, len(ids))
             row = np.concatenate([cls, asked, sep, ids[begin:end], sep], dtype=np.int32)

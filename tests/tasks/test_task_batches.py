@@ -1,0 +1,263 @@
+"""Batches: neighbours change nothing, labels stand at their items, an epoch has each example once."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax.config import BertConfig
+from bert_jax.tasks import loop, network
+from bert_jax.tasks.batches import all_batches, features_batch, grid, layout, train_batches, units
+from bert_jax.tasks.encoding import TaskRow, encode
+from bert_jax.tasks.examples import Example
+from bert_jax.tasks.network import Network, make_network
+from bert_jax.tasks.settings import FAMILIES, FineTuneSettings, ReadoutSettings, TaskSettings
+from bert_jax.tasks.task import first_params, random_encoder
+from tests.conftest import louder
+from tests.tasks import toy
+from tests.world import VOCABULARY
+
+LABELS = {
+    "label": toy.NAMES,
+    "tags": toy.TAGS,
+    "intent": toy.NAMES,
+    "slots": toy.TAGS,
+}
+CONFIG = BertConfig(len(VOCABULARY), width=32, layers=1, heads=2, feed_forward=64, positions=128)
+
+
+@pytest.fixture(scope="module")
+def loud() -> dict:
+    return louder(random_encoder(CONFIG, 0))
+
+
+def rows_of(family: str, folder: Path, count: int = 12, seed: int = 0) -> list[TaskRow]:
+    task = TaskSettings(family=family, length=20, stride=6)
+    return encode(toy.examples(family, count, seed), toy.tokenizer(folder), task, LABELS)
+
+
+def net_of(family: str, layers: str = "", tokens: str = "") -> Network:
+    read = ReadoutSettings(layers=layers, tokens=tokens)
+    return make_network(CONFIG, TaskSettings(family=family), read, LABELS)
+
+
+def params_of(net: Network, encoder: dict) -> dict:
+    params = first_params(net, encoder, 0)
+    return params | louder({name: tree for name, tree in params.items() if name not in network.ENCODER})
+
+
+@partial(jax.jit, static_argnames=("net",))
+def outputs(params: dict, batch: dict, net: Network) -> dict[str, jax.Array]:
+    return network.outputs(net, params, batch)
+
+
+@partial(jax.jit, static_argnames=("net",))
+def loss_of(params: dict, batch: dict, net: Network) -> tuple:
+    return network.make_loss(net)(params, batch, None, network.make_weigh(net)(batch))
+
+
+def alone(net: Network, params: dict, rows: list[TaskRow]) -> list[dict[str, np.ndarray]]:
+    """The head's outputs where each sequence has a row of the batch to itself."""
+    most = max(len(row.items) for row in rows)
+    arrays = {name: np.zeros((len(rows), 20), np.int32) for name in ("input_ids", "segment_ids", "sequence_ids")}
+    arrays["position_ids"] = np.tile(np.arange(20), (len(rows), 1))
+    arrays["spans"] = np.tile(np.array([0, 1]), (len(rows), most, 1, 1))
+    for number, row in enumerate(rows):
+        arrays["input_ids"][number, : len(row.ids)] = row.ids
+        arrays["segment_ids"][number, : len(row.ids)] = row.segments
+        arrays["sequence_ids"][number, : len(row.ids)] = 1
+        arrays["spans"][number, : len(row.items)] = row.spans
+    out = outputs(params, arrays, net=net)
+    sizes = [len(row.ids) if net.family == "qa" else len(row.items) for row in rows]
+    return [
+        {name: np.asarray(values)[number, :size] for name, values in out.items()} for number, size in enumerate(sizes)
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------- outputs
+
+READ = [(family, "", "") for family in FAMILIES] + [
+    ("single", "attention", "mean"),
+    ("tagging", "0", "first_last"),
+    ("intent_slots", "mean", "mean"),
+    ("qa", "mix", ""),
+]
+
+
+@pytest.mark.parametrize(("family", "layers", "tokens"), READ)
+def test_packed_rows_and_kept_features_say_what_each_row_says_alone(
+    family: str, layers: str, tokens: str, loud: dict, tmp_path: Path
+):
+    net, rows = net_of(family, layers, tokens), rows_of(family, tmp_path)
+    params = params_of(net, loud)
+    kept = loop.compute_features(net, params, rows, 0)
+    for found in (loop.outputs_of(net, params, rows, 0), loop.outputs_of(net, params, rows, 0, kept)):
+        for expected, out in zip(alone(net, params, rows), found, strict=True):
+            assert out.keys() == expected.keys()
+            for name, values in expected.items():
+                np.testing.assert_allclose(out[name], values, atol=2e-5, rtol=1e-5)
+    # and a batch of training has the same loss either way
+    chosen = units(rows, family)[1:8]
+    given = (layout(rows, chosen, family, 0, 8), features_batch(rows, kept, chosen, family, 8))
+    (one, counts), (other, also) = (loss_of(params, batch.arrays, net=net) for batch in given)
+    assert abs(float(one) - float(other)) < 1e-5 * max(1, abs(float(one)))
+    for name, (_, weight) in counts.items():
+        assert float(weight) == float(also[name][1]) > 0
+    assert [batch.examples for batch in given] == [7, 7]
+
+
+# ---------------------------------------------------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["tokens", "features"])
+@pytest.mark.parametrize("family", ["single", "regression", "tagging", "intent_slots", "qa"])
+def test_labels_stand_at_their_items_and_weigh_nothing_elsewhere(family: str, cached: bool, tmp_path: Path):
+    rows = rows_of(family, tmp_path)
+    for row in rows[::3]:  # some are not known
+        for values in row.targets.values():
+            values[: len(values) // 2 + 1] = np.nan if family == "regression" else -1
+    chosen = [[number] for number in reversed(range(len(rows)))]
+    if cached:
+        sizes = [len(row.ids) if family == "qa" else len(row.items) for row in rows]
+        given = [np.zeros((size, 1, 4), np.float32) for size in sizes]
+        batch = features_batch(rows, given, chosen, family, 0)
+    else:
+        batch = layout(rows, chosen, family, 0, 0)
+    assert sorted(number for number, _, _ in batch.places) == list(range(len(rows)))
+    for term in rows[0].targets:
+        labels, weights = batch.arrays[f"{term}_labels"].copy(), batch.arrays[f"{term}_weights"].copy()
+        for number, row, item in batch.places:
+            one = rows[number]
+            here = (row, slice(item, item + len(one.items)))
+            known = one.targets[term] >= 0
+            assert weights[here].tolist() == known.tolist()
+            moved = one.targets[term][known]
+            if family == "qa" and not cached:
+                moved = moved + batch.arrays["spans"][row, item, 0, 0]
+                place = (row, labels[here][known])
+                sequence = batch.arrays["sequence_ids"][place]
+                assert (sequence == item + 1).all()
+            np.testing.assert_array_equal(labels[here][known], moved)
+            if not cached:
+                read = batch.arrays["spans"][here]
+                np.testing.assert_array_equal(read - read[:1, :, :1] + one.spans[:1, :, :1], one.spans)
+            weights[here] = 0
+        assert not weights.any()
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["tokens", "features"])
+@pytest.mark.parametrize("family", ["choice", "embedding"])
+def test_groups_point_to_the_items_of_one_example(family: str, cached: bool, tmp_path: Path):
+    rows = rows_of(family, tmp_path)
+    for row in rows:
+        if family == "choice" and row.example == 2:
+            row.targets["choice"][:] = -1
+    chosen = units(rows, family)[::-1]
+    given = [np.full((1, 1, 4), number, np.float32) for number in range(len(rows))]
+    batch = features_batch(rows, given, chosen, family, 16) if cached else layout(rows, chosen, family, 0, 16)
+    arrays = batch.arrays
+    slots = arrays["features" if cached else "spans"].shape[1]
+    of = {row * slots + item: number for number, row, item in batch.places}
+    assert arrays["groups"].shape[0] == 16 and len(of) == len(rows)
+    for number, unit in enumerate(chosen):
+        there = arrays["group_weights"][number] > 0
+        assert [of[int(item)] for item in arrays["groups"][number][there]] == unit
+        for flat in arrays["groups"][number][there]:
+            row, item = divmod(int(flat), slots)
+            if cached:
+                assert (arrays["features"][row, item] == of[int(flat)]).all()
+            else:
+                begin, end = arrays["spans"][row, item, 0]
+                assert arrays["input_ids"][row, begin:end].tolist() == rows[of[int(flat)]].ids.tolist()
+    assert not arrays["group_weights"][len(chosen) :].any()
+    if family == "choice":
+        gold = [int(rows[unit[0]].targets["choice"][0]) for unit in chosen] + [-1] * (16 - len(chosen))
+        assert arrays["choice_weights"].tolist() == [float(place >= 0) for place in gold]
+        assert arrays["choice_labels"].tolist() == [max(place, 0) for place in gold]
+
+
+def test_packed_tokens_are_those_of_the_rows(tmp_path: Path):
+    rows = rows_of("single", tmp_path, count=40)
+    batch = layout(rows, [[number] for number in range(40)], "single", 0, 0)
+    arrays = batch.arrays
+    assert arrays["input_ids"].shape[1] == 128 and len(arrays["input_ids"]) == grid(len(arrays["input_ids"]))
+    held = 0
+    for number, row, item in batch.places:
+        here = arrays["sequence_ids"][row] == item + 1
+        assert arrays["input_ids"][row][here].tolist() == rows[number].ids.tolist()
+        assert arrays["segment_ids"][row][here].tolist() == rows[number].segments.tolist()
+        assert arrays["position_ids"][row][here].tolist() == list(range(len(rows[number].ids)))
+        held += here.sum()
+    assert held == (arrays["sequence_ids"] > 0).sum()
+
+
+# ----------------------------------------------------------------------------------------------------------- order
+
+
+def seen(rows: list[TaskRow], family: str, seed: int, epoch: int) -> list[list[int]]:
+    """The numbers of the rows, batch by batch."""
+    return [[n for n, _, _ in batch.places] for batch in train_batches(rows, family, 8, seed, epoch, 0)]
+
+
+@pytest.mark.parametrize("family", ["single", "choice", "embedding", "qa"])
+def test_an_epoch_has_each_example_once_in_an_order_of_seed_and_epoch(family: str, tmp_path: Path):
+    rows = rows_of(family, tmp_path, count=30)
+    first = seen(rows, family, 1, 0)
+    assert sorted(sum(first, [])) == list(range(len(rows)))
+    assert first == seen(rows, family, 1, 0)
+    assert first != seen(rows, family, 2, 0) and first != seen(rows, family, 1, 1) != seen(rows, family, 1, 2)
+    sizes = [batch.examples for batch in train_batches(rows, family, 8, 1, 0, 0)]
+    count = len(units(rows, family))
+    assert sizes == [8] * (count // 8) + [count % 8] * (count % 8 > 0)
+    if family in ("choice", "embedding"):
+        for numbers in first:
+            held = {rows[number].example for number in numbers}
+            assert sorted(numbers) == [n for n, row in enumerate(rows) if row.example in held]
+
+
+def test_cached_features_come_in_the_order_of_the_rows_themselves(loud: dict, tmp_path: Path):
+    rows, net = rows_of("tagging", tmp_path, count=30), net_of("tagging")
+    kept = [np.zeros((len(row.items), 2, 32), np.float32) for row in rows]
+    settings = FineTuneSettings(batch=8)
+    orders = [
+        [sorted(n for n, _, _ in batch.places) for batch in loop._epoch(net, rows, given, settings, 3, 2, 0)]
+        for given in (None, kept)
+    ]
+    assert orders[0] == orders[1]
+
+
+@pytest.mark.parametrize("family", ["single", "choice"])
+def test_rows_that_are_only_looked_at_are_each_there_once(family: str, tmp_path: Path):
+    rows = rows_of(family, tmp_path, count=30)
+    found = [number for batch in all_batches(rows, family, 100, 0) for number, _, _ in batch.places]
+    assert sorted(found) == list(range(len(rows)))
+    assert len(list(all_batches(rows, family, 100, 0))) > 2
+
+
+def test_a_row_longer_than_a_batch_and_rows_without_items_have_a_place(loud: dict, tmp_path: Path):
+    long = Example("0", "here:1", words=("ban",) * 120, tags=("O",) * 120)
+    empty = Example("1", "here:2", words=(), tags=())
+    task = TaskSettings(family="tagging", length=128)
+    rows = encode([empty, long, empty], toy.tokenizer(tmp_path), task, LABELS)
+    batches = list(all_batches(rows, "tagging", 50, 0))
+    assert sorted(n for batch in batches for n, _, _ in batch.places) == [0, 1, 2]
+    net = net_of("tagging")
+    params = params_of(net, loud)
+    kept = loop.compute_features(net, params, rows, 0)
+    for given in (None, kept):
+        outs = loop.outputs_of(net, params, rows, 0, given)
+        assert [out["classifier"].shape for out in outs] == [(0, 4), (120, 4), (0, 4)]
+
+
+def test_the_same_shape_is_made_for_batches_of_alike_rows(tmp_path: Path):
+    rows = rows_of("tagging", tmp_path, count=64)
+    shapes = {
+        batch.arrays["input_ids"].shape
+        for epoch in range(3)
+        for batch in train_batches(rows, "tagging", 16, 0, epoch, 0)
+    }
+    assert len(shapes) <= 2  # each shape costs a compilation
