@@ -1,10 +1,11 @@
-"""`bert-jax evaluate`: exact held-out metrics of a run's checkpoint."""
+"""`bert-jax evaluate`: exact held-out metrics of a run's checkpoint, or those of a fine-tuned model on a file."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -12,26 +13,77 @@ from bert_jax.config import Execution, load_recipe
 from bert_jax.data.feed import to_devices
 from bert_jax.data.loader import heldout_batches, open_dataset
 from bert_jax.errors import UserError
+from bert_jax.fine_tuned import directory, open_task
 from bert_jax.store.checkpoint import load_params
-from bert_jax.store.rundir import load_config, read_json
+from bert_jax.store.rundir import load_config, read_json, write_text
+from bert_jax.tasks.audit import check_labels
+from bert_jax.tasks.reading import read_examples
+from bert_jax.tasks.task import judge
 from bert_jax.train.loss import make_pretraining_loss, weigh
 from bert_jax.train.sharding import make_mesh, on, process_rows, rows
 from bert_jax.train.step import make_eval_step, measure
 
+PRETRAINED, FINE_TUNED = ("split", "step", "batch"), ("settings", "predictions")  # options of one kind of model
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="a run directory")
-    parser.add_argument("--data", type=Path, help="a data directory made with the run's tokenizer (default: the run's)")
-    parser.add_argument("--split", default="heldout", choices=("train", "heldout"))
-    parser.add_argument("--step", type=int, help="a saved step (default: the newest)")
-    parser.add_argument("--batch", type=int, default=64, help="rows at a time (default: 64)")
+    parser.add_argument("run", type=Path, help="a run directory, of `pretrain` or `finetune`, or a fine-tuned model")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="a data directory made with the run's tokenizer (default: the run's); of a fine-tuned model a file of "
+        "labelled examples, in the format and with the columns that it was trained with",
+    )
+    parser.add_argument("--split", choices=("train", "heldout"), help="of a data directory (heldout)")
+    parser.add_argument("--step", type=int, help="a saved step of a run (the newest)")
+    parser.add_argument("--batch", type=int, help="rows at a time, of a run (64)")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        metavar="KEY=VALUE",
+        help="of a fine-tuned model: how this file is written, where not as the training file, such as "
+        "columns.label=gold or task.format=csv",
+    )
+    parser.add_argument("--predictions", type=Path, help="of a fine-tuned model: also write them to this file")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the metrics as one JSON object."""
+    task = directory(args.run) is not None or (args.run / "task.toml").is_file()
+    for name in PRETRAINED if task else FINE_TUNED:
+        if getattr(args, name) is not None:
+            option = "--set" if name == "settings" else f"--{name}"
+            kind, other = ("fine-tuned", "run of pretraining") if task else ("pretrained", "fine-tuned one")
+            raise UserError(f"this is a {kind} model, and the option is of a {other}", option, "leave it out")
+    found = of_task(args) if task else of_run(args)
+    print(json.dumps(found, indent=1))
+    return 0
+
+
+def of_task(args: argparse.Namespace) -> dict[str, Any]:
+    """The number of examples in a file, and what a fine-tuned model scores on them."""
+    from tqdm import tqdm
+
+    if args.data is None:
+        raise UserError("a fine-tuned model is measured on a file", "--data", "give one of labelled examples")
+    model = open_task(args.run, args.settings or ())
+    examples = read_examples(args.data, model.asked.task, model.columns)
+    if model.asked.task.unseen == "error":
+        check_labels(dict(model.asked.labels), examples, str(args.data))
+    rows = model.asked.rows(examples)
+    with tqdm(total=len(rows), unit="row", disable=None, leave=False) as bar:
+        judged = judge(model.asked, model.params, examples, rows, told=bar.update)
+    if args.predictions:
+        write_text(args.predictions, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in judged.predictions))
+    return {"examples": len(examples), **judged.scores}
+
+
+def of_run(args: argparse.Namespace) -> dict[str, Any]:
+    """Step, split and number of records, and the exact metrics of a checkpoint on them."""
     config = load_config(args.run)
-    data = args.data or own_data(args.run)
-    dataset = open_dataset(data, args.split)
+    data, split = args.data or own_data(args.run), args.split or "heldout"
+    dataset = open_dataset(data, split)
     if dataset.manifest.tokenizer != read_json(args.run / "manifest.json")["tokenizer"]:
         raise UserError("these shards were made with another tokenizer", str(data), "make them with the run's")
     if dataset.manifest.length > config.positions:
@@ -49,16 +101,16 @@ def run(args: argparse.Namespace) -> int:
         )
     params, step = load_params(args.run, args.step)
     mesh = make_mesh()
-    if args.batch < 1:
-        raise UserError(f"{args.batch} rows at a time are none", "--batch", "give 1 or more")
-    batch = -(-args.batch // mesh.size) * mesh.size
+    batch = 64 if args.batch is None else args.batch
+    if batch < 1:
+        raise UserError(f"{batch} rows at a time are none", "--batch", "give 1 or more")
+    batch = -(-batch // mesh.size) * mesh.size
     loss = make_pretraining_loss(config, Execution())
     with on(mesh):
         eval_step = jax.jit(make_eval_step(loss, weigh))
         parts = heldout_batches(dataset, batch, process_rows(mesh, batch))
         metrics = measure(eval_step, params, (to_devices(part, rows(mesh)) for part in parts))
-    print(json.dumps({"step": step, "split": args.split, "records": dataset.records, **metrics}, indent=1))
-    return 0
+    return {"step": step, "split": split, "records": dataset.records, **metrics}
 
 
 def own_data(run: Path) -> Path:

@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,13 @@ from bert_jax.convert.origin import origin
 from bert_jax.errors import UserError, counted
 from bert_jax.settings import to_toml
 from bert_jax.store import rundir
-from bert_jax.tasks import audit, floors, loop, metrics, network, pictures, predictions, sweep
+from bert_jax.tasks import audit, cells, floors, metrics, network, pictures, sweep
+from bert_jax.tasks.cells import Job, Prepared
+from bert_jax.tasks.network import Params
 from bert_jax.tasks.reading import Splits, read_splits
 from bert_jax.tasks.settings import TaskRecipe, load_task_recipe
 from bert_jax.tasks.sweep import Cell, Line, Result
-from bert_jax.tasks.task import Asked, Judged, first_params, judge, labelled, make_asked, random_encoder, to_json
-
-SPLITS = ("train", "dev", "test")
+from bert_jax.tasks.task import Asked, Judged, judge, labelled, scores, to_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,27 +122,28 @@ def finetune(
     task = recipe.task
     splits = read_splits(data, recipe)
     metric = checked(recipe, splits)
-    labels = audit.labels_of(splits.train, task.family)
     facts = audit.facts(splits, task.family)
-    for name in ("dev", "test"):
-        if task.unseen == "error":
-            audit.check_labels(labels, getattr(splits, name), name)
     say_facts(facts)
-    stages = [prepared(one, read_splits(data, one), model.loaded) for one in before]
-    main = prepared(recipe, splits, model.loaded, labels)
-    asked = main.asked
-    open_directory(run, recipe, before, model, splits)
-    with held(run):
+    config, tokenizer = model.loaded.config, model.loaded.tokenizer
+    stages = [cells.prepared(one, trained_before(data, one), config, tokenizer) for one in before]
+    main = cells.prepared(recipe, splits, config, tokenizer)
+    labels = main.asked.labels
+    job = Job(main, stages, metric, model.loaded.params)
+    with opened(run, recipe, before, model, [main, *stages]):
         # ------------------------------------------------------------------------------------------------- the sweep
-        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-            jax.config.update("jax_compilation_cache_dir", str(run.absolute() / "compiled"))
-        fits = Fits(main, stages, metric, model.loaded)
-        results = [fits.done(run, cell) for cell in sweep.cells(recipe.train)]
+        compile_once(run)
+        results, best_params = [], None
+        for cell in sweep.cells(recipe.train):
+            result, params = result_of(run, job, cell)
+            results.append(result)
+            if sweep.best_cell(results, metric) is result:  # the only parameters that are kept in memory
+                best_params = params
         rate = sweep.best_rate(results, metric)
-        twins = [fits.done(run, Cell("random", rate, seed)) for seed in recipe.train.seeds] if twin else []
+        seeds = recipe.train.seeds if twin else ()
+        twins = [result_of(run, job, Cell("random", rate, seed))[0] for seed in seeds]
         # ------------------------------------------------------------------------------------------------ the model
         best = sweep.best_cell(results, metric)
-        fits.keep(run, best, recipe, model)
+        keep(run, job, best, best_params, model)
         # ---------------------------------------------------------------------------------------------- the report
         on = "test" if splits.test else "dev" if splits.dev else "train"
         examples = getattr(splits, on)
@@ -154,7 +156,7 @@ def finetune(
         for name, found in scored.items():
             score = (found[metric],)
             lines.append(Line(name, score if on == "dev" else (), score if on == "test" else ()))
-        found = fits.judge_kept(run, on)
+        found = judge_kept(run, main, on)
         report: dict[str, Any] = {
             "metric": metric,
             "chosen": {"cell": best.cell.name, "best rate": rate, "dev": best.dev, "test": best.test},
@@ -164,17 +166,18 @@ def finetune(
         }
         if audited and on != "train":
             alone = audit.without_overlap(splits.train, examples)
-            kept = {example.id for example in alone}
-            apart = [one for one in found.predictions if one["id"] in kept]
+            apart_from = {id(example) for example in alone}  # ids of a file may stand there twice
+            pairs = zip(examples, found.predictions, strict=True)
+            apart = [one for example, one in pairs if id(example) in apart_from]
             if alone and labelled(alone, task.family):
-                value = task_scores(asked, alone, apart)[metric]
+                value = scores(main.asked, alone, apart)[metric]
                 report["without overlap"] = {"examples": len(alone), metric: value}
                 lines.append(Line("chosen model, without what is in train", *_on(on, value)))
         text = sweep.table(lines, metric)
         rundir.write_json(run / "report.json", report)
         rundir.write_text(run / "table.md", text + "\n")
         rundir.write_text(run / f"predictions-{on}.jsonl", _json_lines(found.predictions))
-        draw(run, asked, results, lines, metric, on, examples, found)
+        draw(run, main.asked, results, lines, metric, on, examples, found)
     print(text)
     print(f"{run / 'model'}: {best.cell.name}; predictions, tables and pictures beside it", flush=True)
     twin_line = next((line for line in lines if line.name.startswith("random")), Line("", (), ()))
@@ -196,6 +199,10 @@ def checked(recipe: TaskRecipe, splits: Splits) -> str:
     task, settings = recipe.task, recipe.train
     if not splits.train:
         raise UserError("there are no training examples", "task.train", "name a file")
+    if task.unseen == "error":
+        labels = audit.labels_of(splits.train, task.family)
+        for name in ("dev", "test"):
+            audit.check_labels(labels, getattr(splits, name), name)
     if not splits.dev and len(settings.learning_rates) > 1:
         raise UserError(
             "several learning rates need a dev split to choose by",
@@ -204,6 +211,15 @@ def checked(recipe: TaskRecipe, splits: Splits) -> str:
         )
     scored = task.family == "embedding" and bool(splits.dev) and all(e.label is not None for e in splits.dev)
     return metrics.headline(task.family, task.scheme, task.metric, scored)
+
+
+def trained_before(data: Path, recipe: TaskRecipe) -> Splits:
+    """The training split alone of a task that comes before another."""
+    share = 0.0 if recipe.task.dev else recipe.task.dev_share
+    splits = read_splits(data, replace(recipe, task=replace(recipe.task, dev="", test="", dev_share=share)))
+    if not splits.train:
+        raise UserError("there are no training examples", "before", "name a file in task.train of that recipe")
+    return splits
 
 
 def say_facts(facts: dict[str, Any]) -> None:
@@ -224,48 +240,46 @@ def say_facts(facts: dict[str, Any]) -> None:
             print(f"  {split} has {counted(len(names), term)} that train lacks: they count as wrong")
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A task whose examples are rows."""
+@contextmanager
+def opened(
+    run: Path, recipe: TaskRecipe, before: Sequence[TaskRecipe], model: Model, tasks: Sequence[Prepared]
+) -> Iterator[None]:
+    """Hold the run directory: a new one, or one that was begun with the same recipe, encoder and data.
 
-    recipe: TaskRecipe
-    splits: Splits
-    asked: Asked
-    rows: dict[str, list[Any]]
-
-
-def prepared(recipe: TaskRecipe, splits: Splits, loaded: Loaded, labels: Any = None) -> Prepared:
-    """Raises `UserError` as `make_asked` and `encode` do."""
-    labels = audit.labels_of(splits.train, recipe.task.family) if labels is None else labels
-    asked = make_asked(loaded.config, loaded.tokenizer, recipe, labels, splits.train)
-    return Prepared(recipe, splits, asked, {name: asked.rows(getattr(splits, name)) for name in SPLITS})
-
-
-def open_directory(run: Path, recipe: TaskRecipe, before: Sequence[TaskRecipe], model: Model, splits: Splits) -> None:
-    """Make the run directory, or see that the one there is of the same recipe, encoder and data.
+    Args:
+        tasks: all whose files are read.
 
     Raises:
-        UserError: it is another one's, or holds something else.
+        UserError: it is another one's, holds something else, or another process is at work in it.
     """
-    sha = {name: digest for name, path in splits.files.items() if (digest := _sha256(path))}
-    encoder = {name: file["sha256"] for name, file in model.origin["files"].items()}
-    told = {"recipes": [to_toml(one) for one in (recipe, *before)], "data": sha, "encoder": encoder}
+    files = [(name, path) for task in tasks for name, path in task.splits.files.items()]
+    told = {
+        "recipes": [to_toml(one) for one in (recipe, *before)],
+        "data": [f"{name} {_sha256(path)}" for name, path in files],
+        "encoder": {name: file["sha256"] for name, file in model.origin["files"].items()},
+    }
     here = run / "inputs.json"
-    if here.is_file():
-        kept = rundir.read_json(here)
-        for name, what in (("recipes", "recipe"), ("data", "data"), ("encoder", "encoder")):
-            if kept[name] != told[name]:
-                raise UserError(f"this was begun with another {what}", str(run), "give that one, or another --run")
-        return
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    begun = run.is_dir() and here.is_file()
+    if not begun and run.exists() and (not run.is_dir() or any(not unfinished(path) for path in run.iterdir())):
         raise UserError("this is there already, and no fine-tuning of ours", str(run), "choose another --run")
     try:
         (run / "cells").mkdir(parents=True, exist_ok=True)
+        holding = rundir.hold(run)
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror})", str(run), "choose another --run") from None
-    rundir.write_text(run / "recipe.toml.tmp", to_toml(recipe))
-    os.replace(run / "recipe.toml.tmp", run / "task.toml")
-    rundir.write_json(here, told)
+    with holding:
+        kept = rundir.read_json(here) if here.is_file() else told
+        for name, what in (("recipes", "recipe"), ("data", "data"), ("encoder", "encoder")):
+            if kept[name] != told[name]:
+                raise UserError(f"this was begun with another {what}", str(run), "give that one, or another --run")
+        rundir.write_text(run / "task.toml", to_toml(recipe))
+        rundir.write_json(here, told)
+        yield
+
+
+def unfinished(path: Path) -> bool:
+    """Whether this is what a kill can leave before it is on record whose directory it is."""
+    return path.name in ("cells", "lock", "task.toml") or path.name.startswith((".task.toml.", ".inputs.json."))
 
 
 def _sha256(path: Path) -> str:
@@ -276,125 +290,75 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def held(run: Path) -> Iterator[None]:
-    """Nobody else fits here meanwhile."""
-    with rundir.hold(run):
-        yield
-
-
 # -------------------------------------------------------------------------------------------------------- the fits
 
 
-class Fits:
-    """All fits of a task: what they share, and the best of them so far."""
+def compile_once(run: Path) -> None:
+    """What is compiled here goes into the run directory, so that a second start runs the very same kernels."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        rundir.clear_torn(run)
+        jax.config.update("jax_compilation_cache_dir", str(run.absolute() / "compiled"))
+    # a sweep goes on without it, and tells of a full disk itself
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
 
-    def __init__(self, main: Prepared, stages: Sequence[Prepared], metric: str, loaded: Loaded) -> None:
-        self.main, self.stages, self.metric, self.loaded = main, stages, metric, loaded
-        self.shared = loop.Features()
-        self.kept: tuple[Result, dict[str, Any]] | None = None
 
-    def done(self, run: Path, cell: Cell) -> Result:
-        """The cell's result: read, or fitted and written."""
-        if result := sweep.read_result(run, cell):
-            return result
-        begun = time.monotonic()
-        result, params = self.fit(cell)
-        if cell.kind == "model":
-            if self.kept is None or sweep.best_cell([self.kept[0], result], self.metric) is result:
-                self.kept = (result, params)
-        rundir.write_json(sweep.result_path(run, cell), sweep.as_json(result))
-        scores = [
-            f"{name} {getattr(result, name)[self.metric]:.4f}" for name in ("dev", "test") if getattr(result, name)
-        ]
-        told = ", ".join([*scores, f"epoch {result.best + 1}", f"{result.rate_of_examples:,.0f} examples/s"])
-        print(f"{cell.name}: {told}, {time.monotonic() - begun:.0f} s", flush=True)
-        return result
+def result_of(run: Path, job: Job, cell: Cell) -> tuple[Result, Params | None]:
+    """The cell's result: read, or fitted and written; with its parameters if it was fitted."""
+    if result := sweep.read_result(run, cell):
+        return result, None
+    begun = time.monotonic()
+    result, params = _fit(job, cell)
+    rundir.write_json(sweep.result_path(run, cell), sweep.as_json(result))
+    rundir.mark_compiled(run)
+    scores = [f"{name} {getattr(result, name)[job.metric]:.4f}" for name in ("dev", "test") if getattr(result, name)]
+    told = ", ".join([*scores, f"epoch {result.best + 1}", f"{result.rate_of_examples:,.0f} examples/s"])
+    print(f"{cell.name}: {told}, {time.monotonic() - begun:.0f} s", flush=True)
+    return result, params
 
-    def fit(self, cell: Cell) -> tuple[Result, dict[str, Any]]:
-        """One fit, and its parameters."""
-        from tqdm import tqdm
 
-        main = self.main
-        asked, settings, pad = main.asked, main.recipe.train, main.asked.pad
-        if cell.kind == "random":
-            encoder = random_encoder(asked.net.config, cell.seed)
-        else:
-            encoder = self.loaded.params
-            for stage in self.stages:
-                encoder = self._before(stage, encoder, cell.seed)
-        params = first_params(asked.net, encoder, cell.seed, settings.reset_layers)
-        given: dict[str, Any] = dict.fromkeys(SPLITS)
-        if settings.what == "head":
-            same = cell.kind == "model" and not self.stages and not settings.reset_layers
-            same = same and (asked.net.tokens != "pooled" or "pooler" in encoder)
-            cache = self.shared if same else loop.Features()
-            given = {name: cache.of(name, asked.net, params, rows, pad) for name, rows in main.rows.items()}
+def _fit(job: Job, cell: Cell) -> tuple[Result, Params]:
+    from tqdm import tqdm
 
-        def judged(name: str, params: Any, tune: bool = False, no_answer: float | None = None) -> Judged:
-            asking = replace(asked, no_answer=no_answer)
-            return judge(asking, params, getattr(main.splits, name), main.rows[name], given[name], tune=tune)
+    with tqdm(desc=cell.name, unit="step", leave=False, disable=None) as bar:
+        return cells.fit(job, cell, _telling(bar))
 
-        def measure(params: Any) -> float:
-            score = judged("dev", params, tune=True).scores[self.metric]
-            return score if metrics.higher_is_better(self.metric) else -score
 
-        with tqdm(desc=cell.name, unit="step", leave=False, disable=None) as bar:
-            fitted = loop.fit(
-                asked.net,
-                params,
-                main.rows["train"],
-                settings,
-                cell.rate,
-                cell.seed,
-                pad,
-                measure if main.splits.dev else None,
-                given["train"],
-                _telling(bar),
-            )
-        dev = judged("dev", fitted.params, tune=True) if main.splits.dev else Judged([], {})
-        test = judged("test", fitted.params, no_answer=dev.no_answer) if main.splits.test else Judged([], {})
-        speed = fitted.examples / fitted.seconds if fitted.seconds else 0.0
-        result = Result(cell, dev.scores, test.scores, fitted.curve, fitted.best, dev.no_answer, speed)
-        return result, fitted.params
+def keep(run: Path, job: Job, best: Result, params: Params | None, model: Model) -> None:
+    """Write the chosen cell's model, unless it is there.
 
-    def _before(self, stage: Prepared, encoder: Any, seed: int) -> Any:
-        """The encoder after an intermediate task."""
-        asked, settings = stage.asked, stage.recipe.train
-        params = first_params(asked.net, encoder, seed, settings.reset_layers)
-        rate = settings.learning_rates[0]
-        fitted = loop.fit(asked.net, params, stage.rows["train"], settings, rate, seed, asked.pad)
-        return {**encoder, **{name: fitted.params[name] for name in network.ENCODER if name in fitted.params}}
+    Args:
+        params: the cell's, None where they went with the process that made them.
+    """
+    out, recipe = run / "model", job.main.recipe
+    if task_model.is_directory(out) and task_model.read(out).task.get("cell") == best.cell.name:
+        return
+    if params is None:
+        print(f"{best.cell.name}: fitted once more, for its weights", flush=True)
+        _, params = _fit(job, best.cell)
+    net, params = network.folded(job.main.asked.net, params)
+    asked = replace(job.main.asked, net=net, no_answer=best.no_answer)
+    encoder, head = _divided(params, model.loaded)
+    pooling = None
+    if recipe.task.family == "embedding" and net.layers == "last" and net.tokens in ("mean", "first"):
+        pooling = Pooling("mean" if net.tokens == "mean" else "cls", normalize=True, length=recipe.task.length)
+    loaded = replace(model.loaded, params=encoder, pooling=pooling, step=None)
+    tree = to_json(asked)
+    tree["cell"] = best.cell.name
+    tree["scores"] = {"dev": best.dev, "test": best.test}
+    tree["columns"] = asdict(recipe.columns)
+    provenance = {"encoder": model.origin, "recipe": to_toml(recipe), "cell": best.cell.name}
+    task_model.write(out, task_model.TaskModel(loaded, head, tree), force=True, provenance=provenance)
 
-    def keep(self, run: Path, best: Result, recipe: TaskRecipe, model: Model) -> None:
-        """Write the chosen cell's model, unless it is there."""
-        out = run / "model"
-        if task_model.is_directory(out) and task_model.read(out).task.get("cell") == best.cell.name:
-            return
-        if self.kept is None or self.kept[0].cell != best.cell:  # its parameters went with the process that made them
-            print(f"{best.cell.name}: fitted once more, for its weights", flush=True)
-            self.kept = self.fit(best.cell)
-        net, params = network.folded(self.main.asked.net, self.kept[1])
-        asked = replace(self.main.asked, net=net, no_answer=best.no_answer)
-        encoder, head = _divided(params, self.loaded)
-        pooling = None
-        if recipe.task.family == "embedding" and net.layers == "last" and net.tokens in ("mean", "first"):
-            pooling = Pooling("mean" if net.tokens == "mean" else "cls", normalize=True, length=recipe.task.length)
-        loaded = replace(self.loaded, params=encoder, pooling=pooling, step=None)
-        tree = to_json(asked)
-        tree["cell"] = best.cell.name
-        tree["scores"] = {"dev": best.dev, "test": best.test}
-        tree["columns"] = {}
-        provenance = {"encoder": model.origin, "recipe": to_toml(recipe), "cell": best.cell.name}
-        task_model.write(out, task_model.TaskModel(loaded, head, tree), force=True, provenance=provenance)
 
-    def judge_kept(self, run: Path, on: str) -> Judged:
-        """What the model that was written says of a split."""
-        kept = task_model.read(run / "model")
-        net, _ = network.folded(self.main.asked.net, {"classifier": {"kernel": np.zeros(1), "bias": np.zeros(1)}})
-        asked = replace(self.main.asked, net=net, no_answer=kept.task["no_answer"])
-        params = {**kept.loaded.params, **kept.head}
-        return judge(asked, params, getattr(self.main.splits, on), self.main.rows[on])
+def judge_kept(run: Path, main: Prepared, on: str) -> Judged:
+    """What the model that was written says of a split."""
+    kept = task_model.read(run / "model")
+    net = replace(main.asked.net, mean=0.0, spread=1.0)  # which are in its weights
+    asked = replace(main.asked, net=net, no_answer=kept.task["no_answer"])
+    return judge(asked, {**kept.loaded.params, **kept.head}, getattr(main.splits, on), main.rows[on])
 
 
 def _telling(bar: Any) -> Callable[[int, int, float], None]:
@@ -416,14 +380,6 @@ def _divided(params: Any, loaded: Loaded) -> tuple[Any, Any]:
 
 
 # ------------------------------------------------------------------------------------------------------- the report
-
-
-def task_scores(asked: Asked, examples: Sequence[Any], found: Sequence[Any]) -> dict[str, float]:
-    """The metrics of some of the predictions."""
-    family = asked.task.family
-    return metrics.measure(
-        examples, predictions.plain(family, found), family, asked.task.scheme, asked.labels.get("label", ())
-    )
 
 
 def draw(

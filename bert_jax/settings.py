@@ -135,7 +135,9 @@ def _typed(hint: type | types.UnionType, value: Any, place: str) -> Any:
         return float(value)
     if type(value) is not hint:
         name = getattr(hint, "__name__", str(hint))
-        raise UserError(f"{value!r} is no {name}", place, f"give a value of type {name}")
+        quoted = hint is str and type(value) in (int, float)
+        remedy = f'write "{value}", in quotes' if quoted else f"give a value of type {name}"
+        raise UserError(f"{value!r} is no {name}", place, remedy)
     return value
 
 

@@ -26,6 +26,7 @@ NOUNS = {
     "store": {"config", "cost", "errors", "settings", "text"},
     "convert": {"config", "errors", "model", "text"},
     "tasks": {"config", "data", "errors", "model", "rows", "settings", "text", "train"},
+    "fine_tuned": {"convert", "errors", "settings", "tasks"},  # what `predict` and `evaluate` open
     "footprint": {"config", "data", "errors", "model", "train"},  # what a step holds; `plan` and benchmarks ask it
     "advice": {"config", "data", "errors", "text"},
     "rows": {"data", "errors", "text"},  # texts as rows for the questions that `api` answers

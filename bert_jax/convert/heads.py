@@ -26,7 +26,7 @@ _CLASSES = {
     "regression": ("sequence-classification", "pooled"),
     "choice": ("multiple-choice", "pooled"),
     "tagging": ("token-classification", "first"),
-    "qa": ("question-answering", "first"),
+    "qa": ("question-answering", "all"),
 }
 _FAMILIES = {"multiple-choice": "choice", "token-classification": "tagging", "question-answering": "qa"}
 KEEP = "give --model encoder to export the encoder alone"
@@ -79,11 +79,12 @@ def from_class(loaded: Loaded) -> TaskModel:
     regression = kind.name == "sequence-classification" and loaded.config.classes == 1
     family = _FAMILIES.get(kind.name, "regression" if regression else "single")
     name = kind.parts[-1]
+    length = min(loaded.config.positions, 512)  # what it was trained with is not on record
     task: dict[str, Any] = {
         "family": family,
         "labels": {LABELLED[family]["classifier"]: list(loaded.labels)} if family in LABELLED else {},
         "readout": {"layers": "last", "tokens": _CLASSES[family][1]},
-        "task": {"family": family, "scheme": _scheme(loaded.labels)},
+        "task": {"family": family, "scheme": _scheme(loaded.labels), "length": length, "stride": length // 4},
     }
     params = {part: tree for part, tree in loaded.params.items() if part != name}
     encoder = replace(
@@ -118,10 +119,11 @@ def to_class(model: TaskModel, where: str) -> Loaded:
     last = ("", "last", "-1", str(loaded.config.layers))
     layers_read, tokens_read = (str(task["readout"].get(key, "")) for key in ("layers", "tokens"))
     if layers_read not in last or tokens_read not in ("", tokens) or len(model.head) > 1:
+        also = "" if tokens == "all" else f' and readout.tokens="{tokens}"'
         raise UserError(
             f"no class of transformers reads layers = {layers_read or 'last'!r}, tokens = {tokens_read or tokens!r}",
             where,
-            f'fine-tune with readout.layers="last" and readout.tokens="{tokens}", or {KEEP}',
+            f'fine-tune with readout.layers="last"{also}, or {KEEP}',
         )
     name, width = kind.parts[-1], loaded.config.width
     shapes = {path: leaf.shape for path, leaf in flatten(model.head)}

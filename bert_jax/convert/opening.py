@@ -69,6 +69,8 @@ def _no_model(path: Path) -> UserError:
         return UserError("this is a file", str(path), REMEDY)
     if has("manifest.json"):
         return UserError("this is a data set", str(path), "give the run directory of a model that was trained on it")
+    if has("task.toml"):
+        return UserError("this is a fine-tuning", str(path), f"give the model in it, {path / 'model'}")
     if has("model.safetensors", "pytorch_model.bin", "flax_model.msgpack"):
         return UserError("these are weights without their config.json", str(path), "copy the whole directory")
     if has("tokenizer.json", "vocab.txt", "spiece.model"):

@@ -21,7 +21,8 @@ class Example:
         id: from the file, or the number of the example in it.
         where: file and line, for messages.
         texts: single and regression: one or two; pair, embedding: two; choice: the text, then those to choose from;
-            qa: question and context; intent_slots and tagging: none, they have words.
+            qa: question and context; intent_slots and tagging: none, they have words; to predict, also the text that
+            these were split from, where they were.
         words: of tagging and intent_slots.
         label: of single, pair and intent_slots: a name; of regression: a number as text; of choice: the number of the
             right one from 0 on, as text; None where it is not known.

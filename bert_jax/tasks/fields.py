@@ -48,7 +48,10 @@ def _example(row: Row, number: str, chosen: Chosen, family: str, columns: Column
         if chosen.tags is not None and (labelled or lookup(row.values, chosen.tags) is not None):
             tags = tuple(rewritten(tag, columns) or "" for tag in _words(row, chosen.tags))
         check_tags(words, tags, where)
-        return Example(name, where, words=words, label=label, tags=tags)
+        text = lookup(row.values, chosen.words or "")
+        # beside the words, so that what is said of them has its place in the text
+        texts = (text,) if isinstance(text, str) and not labelled else ()
+        return Example(name, where, texts=texts, words=words, label=label, tags=tags)
     texts = tuple(_text(row, key) for key in chosen.texts)
     spans = _spans(row, chosen.spans, texts)
     if family == "choice":

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bert_jax.config import BertConfig, Execution
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, counted
 from bert_jax.model import readout
 from bert_jax.model.dropout import dropout
 from bert_jax.model.heads import NEVER
@@ -99,7 +99,7 @@ def make_network(
             f"there is no layer {layers}", "readout.layers", f"choose from 0 to {config.layers}, or -1 the last"
         )
     if layers == "cat4" and config.layers < 4:
-        raise UserError(f"cat4 needs four layers, here are {config.layers}", "readout.layers", 'choose "mix"')
+        raise UserError(f"cat4 needs four layers, the encoder has {config.layers}", "readout.layers", 'choose "mix"')
     if tokens == "pooled" and layers != "last":
         raise UserError("the pooler reads the last layer", "readout.tokens", 'choose "first", or readout.layers="last"')
     if task.family == "embedding" and readout.joined(layers):
@@ -277,7 +277,11 @@ def divide(net: Network, params: Params, what: str, top: int | None) -> tuple[Pa
     if top is not None:
         kept = net.config.layers - top
         if kept < 0 or net.config.groups:
-            what = "layers share weights" if net.config.groups else f"here are {net.config.layers} layers"
+            what = (
+                "layers share weights"
+                if net.config.groups
+                else f"the encoder has {counted(net.config.layers, 'layer')}"
+            )
             raise UserError(f"top:{top} cannot be, {what}", "train.what", 'choose "all" or "head"')
         layers = still.pop("layers")
         still["layers"] = jax.tree.map(lambda leaf: leaf[:kept], layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,8 +33,9 @@ def predictions(
 
     single, pair: `label`, `probability`, `probabilities` by name. regression: `score`. choice: `choice` from 0 on,
     `probabilities` in order. tagging: `words`, `tags`, `probabilities`, and `entities` where the recipe has a scheme.
-    intent_slots: `intent`, `probability`, `words`, `slots`. qa: `answer` ("" for none), `start`, `end` in characters of
-    the context, `probability`, `no_answer_score`, `best`. embedding: `vectors`, and `cosine` of two texts.
+    intent_slots: `intent`, `probability`, `words`, `slots`. Of a text that was split into words there are `offsets` of
+    each as well, and `start` and `end` of each entity, in characters. qa: `answer` ("" for none), `start`, `end` in
+    characters of the context, `probability`, `no_answer_score`, `best`. embedding: `vectors`, and `cosine` of two.
 
     Args:
         rows, outs: of all examples, as `encode` and `outputs_of` gave them.
@@ -89,12 +91,27 @@ def _tags(
         chances[row.items] = _softmax(logits)
     tags = [names[place] for place in chances.argmax(1)]
     found = {"words": list(example.words), "tags": tags, "probabilities": chances.max(1).tolist()}
+    offsets = _offsets(example)
+    if offsets:
+        found["offsets"] = offsets
     if task.scheme:
         found["entities"] = [
-            {"type": kind, "from": begin, "to": end, "text": " ".join(example.words[begin:end])}
+            {
+                "type": kind,
+                "from": begin,
+                "to": end,
+                "text": " ".join(example.words[begin:end]),
+                **({"start": offsets[begin][0], "end": offsets[end - 1][1]} if offsets else {}),
+            }
             for begin, end, kind in entities(tags, task.scheme)
         ]
     return found
+
+
+def _offsets(example: Example) -> list[tuple[int, int]]:
+    """From and to of each word in characters of the text that it was split from; none without such a text."""
+    places = re.finditer(r"\S+", example.texts[0]) if example.texts else ()
+    return [(place.start(), place.start() + len(word)) for place, word in zip(places, example.words, strict=False)]
 
 
 def _intent(labels: Labels, example: Example, row: TaskRow, out: Mapping[str, np.ndarray]) -> Prediction:
@@ -107,6 +124,7 @@ def _intent(labels: Labels, example: Example, row: TaskRow, out: Mapping[str, np
         "probability": intent["probability"],
         "words": list(example.words),
         "slots": slots,
+        **({"offsets": offsets} if (offsets := _offsets(example)) else {}),
     }
 
 

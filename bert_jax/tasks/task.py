@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from bert_jax.config import BertConfig, Execution
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, counted
 from bert_jax.model import bert, readout
 from bert_jax.tasks import metrics, network, predictions
 from bert_jax.tasks.encoding import TaskRow, encode
@@ -74,12 +74,9 @@ def make_asked(
         UserError: the recipe asks for what the encoder cannot do.
     """
     task, settings = recipe.task, recipe.train
-    if task.length > config.positions:
-        raise UserError(
-            f"length = {task.length}, where the position table has {config.positions}",
-            "task.length",
-            f"give --set task.length={config.positions}",
-        )
+    _check_length(task, config)
+    if task.family == "embedding" and settings.what == "head":
+        raise UserError("vectors have no head to train", "train.what", 'choose "all" or "top:K"')
     if task.family == "embedding" and settings.adversarial:
         raise UserError("vectors have no smoothness term", "train.adversarial", "leave it out")
     if settings.adversarial and settings.what == "head":
@@ -105,6 +102,15 @@ def make_asked(
     return Asked(net, task, tokenizer, labels)
 
 
+def _check_length(task: TaskSettings, config: BertConfig) -> None:
+    if task.length > config.positions:
+        raise UserError(
+            f"length = {task.length}, where the position table has {config.positions}",
+            "task.length",
+            f"give --set task.length={config.positions}",
+        )
+
+
 def first_params(net: Network, encoder: Params, seed: int, reset_layers: int = 0) -> Params:
     """Encoder and a fresh head, as a fit begins; a pooler where one is read and the encoder has none.
 
@@ -120,7 +126,11 @@ def first_params(net: Network, encoder: Params, seed: int, reset_layers: int = 0
         params["pooler"] = readout.fresh_pooler(net.config, keys[1])
     if reset_layers:
         if reset_layers > net.config.layers or net.config.groups:
-            what = "layers share weights" if net.config.groups else f"here are {net.config.layers} layers"
+            what = (
+                "layers share weights"
+                if net.config.groups
+                else f"the encoder has {counted(net.config.layers, 'layer')}"
+            )
             raise UserError(
                 f"{reset_layers} layers cannot be reset, {what}", "train.reset_layers", "give a number less"
             )
@@ -203,7 +213,7 @@ def to_json(asked: Asked) -> dict[str, Any]:
 
 
 def from_json(tree: Mapping[str, Any], config: BertConfig, tokenizer: Tokenizer) -> Asked:
-    """Raises UserError if it is of a later version, or of another encoder."""
+    """Raises UserError if it is of a later version, of another encoder, or longer than that one's rows."""
     try:
         task = TaskSettings(**tree["task"]) if tree["task"] else TaskSettings(family=tree["family"])
         labels = {term: tuple(names) for term, names in tree["labels"].items()}
@@ -212,4 +222,5 @@ def from_json(tree: Mapping[str, Any], config: BertConfig, tokenizer: Tokenizer)
         net = network.make_network(config, task, read, labels, spans=tree["readout"].get("spans", 1))
     except (KeyError, TypeError) as error:
         raise UserError(f"not a task of ours ({json.dumps(str(error))})", "task.json", "fine-tune it anew") from None
-    return Asked(net, replace(task, length=min(task.length, config.positions)), tokenizer, labels, tree["no_answer"])
+    _check_length(task, config)
+    return Asked(net, task, tokenizer, labels, tree["no_answer"])

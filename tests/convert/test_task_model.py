@@ -39,7 +39,7 @@ def fine_tuned(loaded: Loaded, family: str = "single", head: dict | None = None,
     labels = {"single": {"label": list(LABELS)}, "pair": {"label": list(LABELS)}, "tagging": {"tags": list(LABELS)}}
     outputs = {"regression": 1, "choice": 1, "qa": 2}.get(family, 3)
     head = head or {"qa_outputs" if family == "qa" else "classifier": product(outputs)}
-    readout = {"layers": "last", "tokens": "first" if family in ("tagging", "qa") else "pooled"}
+    readout = {"layers": "last", "tokens": {"tagging": "first", "qa": "all"}.get(family, "pooled")}
     tree = {"family": family, "labels": labels.get(family, {}), "readout": readout, "task": {"family": family}}
     return TaskModel(loaded, head, {**tree, **task})
 

@@ -1,6 +1,6 @@
 """Bad files and recipes of tasks: one sentence each, that says where and what to do.
 
-`python -m tests.tasks.test_bad_tasks` prints the table as Markdown.
+`python -m tests.tasks.test_bad_tasks` prints the table as Markdown, and behind it that of test_bad_verbs.py.
 """
 
 from __future__ import annotations
@@ -497,4 +497,6 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    print(table())
+    from tests.tasks import test_bad_verbs
+
+    print(table(), test_bad_verbs.table(), sep="\n\n")
