@@ -12,7 +12,8 @@ and for families that compare items, or tokens, with each other:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ GRID = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64) 
 SHORTEST = 8  # a row of T tokens holds T / 8 sequences at most
 
 Arrays = dict[str, np.ndarray]
+Heights = Mapping[int, tuple[int, ...]]  # tokens of a row → how many rows a batch may have, ascending
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,37 @@ def units(rows: Sequence[TaskRow], family: str) -> list[list[int]]:
     return list(found.values())
 
 
-def train_batches(
-    rows: Sequence[TaskRow], family: str, batch: int, seed: int, epoch: int, pad: int
-) -> Iterator[TaskBatch]:
-    """An epoch: all rows in an order of its own, `batch` units at a time; the last batch may be smaller."""
+def epoch_units(rows: Sequence[TaskRow], family: str, batch: int, seed: int, epoch: int) -> list[list[list[int]]]:
+    """The batches of an epoch as units of rows, in an order of its own; the last one may be smaller."""
     parts = units(rows, family)
     order = np.random.default_rng((seed, epoch)).permutation(len(parts))
-    for first in range(0, len(parts), batch):
-        chosen = [parts[place] for place in order[first : first + batch]]
-        yield layout(rows, chosen, family, pad, batch)
+    return [[parts[place] for place in order[first : first + batch]] for first in range(0, len(parts), batch)]
+
+
+def train_batches(
+    rows: Sequence[TaskRow], family: str, batch: int, seed: int, epoch: int, pad: int, heights: Heights | None = None
+) -> Iterator[TaskBatch]:
+    """An epoch: all rows, `batch` units at a time, in shapes that `heights` allows."""
+    for chosen in epoch_units(rows, family, batch, seed, epoch):
+        yield layout(rows, chosen, family, pad, batch, heights)
+
+
+def heights_of(rows: Sequence[TaskRow], family: str, batch: int, seed: int, epochs: int) -> Heights:
+    """For each length of rows in these epochs two numbers of rows at most: a shape costs seconds to compile.
+
+    They are the largest that is needed, and the one below it that leaves the least padding in all.
+    """
+    needed: dict[int, Counter[int]] = {}
+    for epoch in range(epochs):
+        for chosen in epoch_units(rows, family, batch, seed, epoch):
+            length, shared = _shared([len(rows[number].ids) for unit in chosen for number in unit])
+            needed.setdefault(length, Counter())[grid(len(shared))] += 1
+    found = {}
+    for length, counts in needed.items():
+        most = max(counts)
+        cost = {low: sum(n * (low if size <= low else most) for size, n in counts.items()) for low in counts}
+        found[length] = tuple(sorted({min(cost, key=lambda low: (cost[low], low)), most}))
+    return found
 
 
 def all_batches(rows: Sequence[TaskRow], family: str, tokens: int, pad: int) -> Iterator[TaskBatch]:
@@ -80,19 +104,26 @@ def all_batches(rows: Sequence[TaskRow], family: str, tokens: int, pad: int) -> 
 # ---------------------------------------------------------------------------------------------------------- layout
 
 
-def layout(rows: Sequence[TaskRow], chosen: Sequence[Sequence[int]], family: str, pad: int, batch: int) -> TaskBatch:
+def layout(
+    rows: Sequence[TaskRow],
+    chosen: Sequence[Sequence[int]],
+    family: str,
+    pad: int,
+    batch: int,
+    heights: Heights | None = None,
+) -> TaskBatch:
     """These units in packed rows.
 
     Args:
         chosen: units, as numbers of rows.
         batch: groups are padded to so many; 0: as the grid has it.
+        heights: numbers of rows to choose from; others are as the grid has them.
     """
     numbers = [number for unit in chosen for number in unit]
-    lengths = [len(rows[number].ids) for number in numbers]
-    length = max(row_length(max(lengths)), min(ROW, row_length(sum(lengths))))
+    length, shared = _shared([len(rows[number].ids) for number in numbers])
     slots = max(length // SHORTEST, 1)
-    shared = packed(lengths, length, slots)
-    height = grid(len(shared))
+    allowed = (heights or {}).get(length, ())
+    height = next((size for size in allowed if size >= len(shared)), grid(len(shared)))
     most = length if family in ("tagging", "intent_slots") else slots
     width = rows[numbers[0]].spans.shape[1]
     arrays = _empty(rows[numbers[0]], family, (height, length), most, width, pad)
@@ -116,6 +147,12 @@ def layout(rows: Sequence[TaskRow], chosen: Sequence[Sequence[int]], family: str
             item += len(one.items)
     _group(arrays, rows, chosen, family, flat, batch)
     return TaskBatch(arrays, places, len(chosen))
+
+
+def _shared(lengths: Sequence[int]) -> tuple[int, list[list[int]]]:
+    """The length of rows, and which of the sequences of these lengths share one."""
+    length = max(row_length(max(lengths)), min(ROW, row_length(sum(lengths))))
+    return length, packed(lengths, length, max(length // SHORTEST, 1))
 
 
 def features_batch(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from bert_jax.tasks import loop
@@ -59,3 +61,22 @@ def test_a_family_learns_thirty_two_examples_by_heart(family: str, tmp_path: Pat
         one = replace(one, no_answer=no_answer_threshold(examples, judge(one, params, examples).predictions))
     metric, least = PERFECT[family]
     assert judge(one, params, examples).scores[metric] >= least
+
+
+def test_rows_of_the_word_table_that_no_example_has_only_decay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples, made = toy.examples("single", 12), recipe("single", epochs=2, weight_decay=0.5)
+    one = asked(tmp_path, made, examples)
+    some = fit(one, made, examples).params
+    monkeypatch.setattr(loop.Table, "__init__", _whole_table)
+    whole = fit(one, made, examples).params
+    used = np.unique(np.concatenate([row.ids for row in one.rows(examples)]))
+    first = random_encoder(one.net.config, 0)["embeddings"]["word"]
+    rest = np.setdiff1d(np.arange(len(toy.VOCABULARY)), used)
+    assert len(rest) and not np.allclose(some["embeddings"]["word"][rest], np.asarray(first)[rest], rtol=1e-4)
+    for ours, theirs in zip(jax.tree.leaves(some), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
+
+
+def _whole_table(self: loop.Table, word, rows, pad: int) -> None:
+    self.word, self.used, self.count = np.asarray(word), np.arange(len(word)), len(word)
+    self.places = np.arange(len(word), dtype=np.int32)
