@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bert_jax.config import TrainSettings
-from bert_jax.tasks.batches import units
+from bert_jax.tasks.batches import epoch_units, units
 from bert_jax.tasks.encoding import TaskRow
 from bert_jax.tasks.loop import Outs
 from bert_jax.tasks.network import Network
@@ -164,8 +164,7 @@ def fit(
         {"params": still, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(usual.beta1, usual.beta2), eps=usual.epsilon, fused=True)
-    parts = units(rows, net.family)
-    total = math.ceil(len(parts) / settings.batch) * settings.epochs
+    total = math.ceil(len(units(rows, net.family)) / settings.batch) * settings.epochs
     warmup = int(total * settings.warmup)
 
     def share(step: int) -> float:
@@ -174,10 +173,8 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     examples, seconds, step = 0, 0.0, 0
     for epoch in range(settings.epochs):
-        order = np.random.default_rng((seed, epoch)).permutation(len(parts))
-        for first in range(0, len(parts), settings.batch):
+        for chosen in epoch_units(rows, net.family, settings.batch, seed, epoch):
             begun = time.perf_counter()
-            chosen = [parts[place] for place in order[first : first + settings.batch]]
             loss = loss_of(model, net, [rows[n] for unit in chosen for n in unit], len(chosen), pad)
             optimizer.zero_grad()
             loss.backward()

@@ -26,13 +26,12 @@ from tests.tasks import toy
 
 FAMILIES = ("single", "pair", "regression", "choice", "tagging", "qa")
 LABELS = {"single": {"label": toy.NAMES}, "pair": {"label": toy.NAMES}, "tagging": {"tags": toy.TAGS}}
-TRAIN = FineTuneSettings(epochs=3, batch=8, learning_rates=(1e-3,), warmup=0.4)  # two steps an epoch
+TRAIN = FineTuneSettings(epochs=3, batch=8, learning_rates=(2e-4,), warmup=0.4, weight_decay=10.0)  # two steps an epoch
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_losses_of_six_steps_are_those_of_transformers(family: str, tmp_path: Path) -> None:
-    """With a rate at which they fall, so that the optimizer, its schedule and what decays have their say; and what both
-    say of examples afterwards is the same."""
+    """They fall, and what decays does so fast that it is seen; what both say of the examples afterwards is the same."""
     recipe = TaskRecipe(
         task=TaskSettings(family=family, length=48, stride=8, scheme="BIO" if family == "tagging" else ""),
         readout=ReadoutSettings(layers="last", dropout=0.0),
@@ -49,30 +48,35 @@ def test_the_losses_of_six_steps_are_those_of_transformers(family: str, tmp_path
     encoder = {name: tree for name, tree in params.items() if name in network.ENCODER}
     head = {name: tree for name, tree in params.items() if name not in network.ENCODER}
     loaded = Loaded(config, encoder, asked.tokenizer, "BertModel")
-    huggingface.write(tmp_path / "theirs", heads.to_class(TaskModel(loaded, head, to_json(asked)), "here"))
+    task = {**to_json(asked), "readout": {}}
+    huggingface.write(tmp_path / "theirs", heads.to_class(TaskModel(loaded, head, task), "here"))
     model = finetune_torch.make_model(tmp_path / "theirs", asked.net)
 
     ours: list[float] = []
     theirs: list[float] = []
-    fitted = loop.fit(asked.net, params, rows, TRAIN, 1e-3, 3, asked.pad, told=lambda step, steps, x: ours.append(x))
-    finetune_torch.fit(model, asked.net, rows, TRAIN, 1e-3, 3, asked.pad, theirs.append)
-    assert len(ours) == 6 and ours[-1] < 0.97 * ours[0]
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+    given = (rows, TRAIN, TRAIN.learning_rates[0], 3, asked.pad)
+    fitted = loop.fit(asked.net, params, *given, told=lambda step, steps, loss: ours.append(loss))
+    finetune_torch.fit(model, asked.net, *given, theirs.append)
+    assert len(ours) == 6 and np.mean(ours[-2:]) < np.mean(ours[:2]) - 0.05
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=3e-5)
     here = loop.outputs_of(asked.net, fitted.params, rows, asked.pad)
     there = finetune_torch.outputs_of(model, asked.net, rows, asked.pad)
     for one, other in zip(here, there, strict=True):
         for name, values in one.items():
-            np.testing.assert_allclose(values, other[name], rtol=0, atol=0.02)
+            np.testing.assert_allclose(values, other[name], rtol=0, atol=1e-3)
 
 
 def loud(params: network.Params) -> network.Params:
-    """Products that keep the size of what they are given, and biases and norms that are not as they begin."""
+    """Products that about keep the size of what they are given, and biases and norms that are not as they begin.
+
+    At twice this size a step makes rounding errors a hundred times larger, and losses part without any fault.
+    """
     rng = np.random.default_rng(1)
 
     def leaf(path: tuple[Any, ...], x: Any) -> np.ndarray:
         found = np.asarray(x)
         if path[-1].key == "kernel":
-            return found * (found.shape[-2] ** -0.5 / 0.02)
+            return found * (found.shape[-2] ** -0.5 / 0.04)
         if path[-1].key in ("bias", "scale"):
             return (found + rng.normal(0, 0.1, found.shape)).astype(np.float32)
         return found
