@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.config import BertConfig
+from bert_jax.config import BertConfig, Execution
 from bert_jax.errors import UserError
 from bert_jax.model import bert
 from bert_jax.tasks import loop, network
@@ -367,7 +368,7 @@ def test_mixout_draws_for_each_leaf_by_itself(encoder: dict):
 @pytest.fixture(scope="module")
 def rough(encoder: dict):
     """(net, params, batch, smoothness of a step)."""
-    net = net_of("single")
+    net = replace(net_of("single"), execution=Execution(scan="on"))  # compiles faster
     params, batch = {**encoder, **head_of(net)}, tokens()
     batch["label_weights"] = np.array([[1.0], [0.0]], np.float32)
     totals = network.make_weigh(net)(batch)
@@ -406,16 +407,13 @@ def test_the_smoothness_term_is_added_in_training_alone(rough):
     net, params, batch, run = rough
     params = {name: jax.tree.map(jnp.asarray, tree) for name, tree in params.items()}
     totals = network.make_weigh(net)(batch)
-    still = Network(**{**vars(net), "dropout": 0.0, "config": BertConfig(**{**vars(CONFIG), **NO_DROPOUT})})
+    still = replace(net, dropout=0.0, config=replace(CONFIG, hidden_dropout=0.0, attention_dropout=0.0))
     plain = float(network.make_loss(still)(params, batch, None, totals)[0])
     loss = network.make_loss(still, 2.0, 1e-2)
     assert float(loss(params, batch, None, totals)[0]) == pytest.approx(plain, rel=1e-6)
     with_term, metrics = jax.jit(loss)(params, batch, jax.random.key(0), totals)
     assert float(with_term) == pytest.approx(plain + 2.0 * float(run(1e-2)), rel=1e-3)
     assert float(metrics["smoothness"][0]) == pytest.approx(float(run(1e-2)), rel=1e-2)
-
-
-NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
 
 
 # ------------------------------------------------------------------------------------------------------ what leaves

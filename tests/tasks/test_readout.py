@@ -157,15 +157,17 @@ def test_without_parameters_the_one_layer_is_read():
 def test_layer_dropout_leaves_layers_out_whole_but_never_all():
     """Of features that name their layer, the mix says which layers it saw."""
     names = jnp.eye(6)[None, None] * jnp.ones((1, 1, 6, 6))  # layer l is the unit vector l
-    tree = {"mix": {"weights": jnp.zeros(6), "scale": jnp.asarray(1.0)}}
+    weights = np.array([0.5, 0.0, -0.5, 0.3, 0.0, 1.0], np.float32)
+    tree = {"mix": {"weights": jnp.asarray(weights), "scale": jnp.asarray(1.0)}}
     run = jax.jit(jax.vmap(lambda key: readout.join(tree, names, 0.6, key)[0, 0]))
     shares = np.asarray(run(jax.random.split(jax.random.key(0), 2000)))
     seen = shares > 1e-6
     assert seen.any(1).all()
     np.testing.assert_allclose(shares.sum(1), 1.0, atol=1e-5)  # those that are left share the whole
-    np.testing.assert_allclose(shares, seen / seen.sum(1, keepdims=True), atol=1e-5)
+    left = seen * softmax(weights)
+    np.testing.assert_allclose(shares, left / left.sum(1, keepdims=True), atol=1e-5)
     assert abs(seen.mean() - (0.4 + 0.6**6)) < 0.02  # where all would be out, none is
-    np.testing.assert_allclose(readout.join(tree, names, 0.6, None)[0, 0], np.full(6, 1 / 6), atol=1e-6)
+    np.testing.assert_allclose(readout.join(tree, names, 0.6, None)[0, 0], softmax(weights), atol=1e-6)
 
 
 @pytest.mark.parametrize("layers", ["mix", "attention"])
