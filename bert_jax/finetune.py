@@ -177,7 +177,10 @@ def finetune(
         rundir.write_json(run / "report.json", report)
         rundir.write_text(run / "table.md", text + "\n")
         rundir.write_text(run / f"predictions-{on}.jsonl", _json_lines(found.predictions))
-        draw(run, main.asked, results, lines, metric, on, examples, found)
+        try:
+            draw(run, main.asked, results, lines, metric, on, examples, found)
+        except OSError as error:
+            print(f"{run}: the pictures cannot be written ({error.strerror})")
     print(text)
     print(f"{run / 'model'}: {best.cell.name}; predictions, tables and pictures beside it", flush=True)
     twin_line = next((line for line in lines if line.name.startswith("random")), Line("", (), ()))

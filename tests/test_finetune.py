@@ -169,6 +169,24 @@ def test_a_model_that_went_with_its_process_is_fitted_once_more(world: World, tm
     finish(*world.command(begun, *small, "--no-random-twin"))
 
 
+def test_a_full_disk_is_told_and_what_was_finished_stays(world: World, tmp_path: Path) -> None:
+    """At the very start; at the model; and at pictures, which never end a run."""
+    run, one = tmp_path / "run", ["--set=train.learning_rates=[1e-3]", "--set=train.seeds=[0]", "--no-random-twin"]
+    finished: dict[str, tuple[bytes, int]] = {}
+    for largest, what in ((200, "task.toml"), (20_000, "model"), (0, ""), (20_000, "")):
+        done = bert_jax(*world.command(run, *one), largest_file=largest)
+        if what:
+            assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+            assert f"{run / what}: cannot be written (" in done.stderr and "File too large" in done.stderr
+        else:
+            assert done.returncode == 0 and done.stderr == "", done.stderr
+        assert finished.items() <= files(run / "cells").items()
+        finished = files(run / "cells")
+        assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
+        assert ("pictures cannot be written (File too large)" in done.stdout) == (not what and largest > 0)
+    assert len(finished) == 1 and is_picture(run / "curves.png"), "the one there was is whole"
+
+
 # --------------------------------------------------------------------------------------------------- what is refused
 
 

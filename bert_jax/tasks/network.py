@@ -276,19 +276,20 @@ def divide(net: Network, params: Params, what: str, top: int | None) -> tuple[Pa
     trained = {name: tree for name, tree in params.items() if name not in ENCODER}
     if top is not None:
         kept = net.config.layers - top
-        if kept < 0 or net.config.groups:
-            what = (
-                "layers share weights"
-                if net.config.groups
-                else f"the encoder has {counted(net.config.layers, 'layer')}"
-            )
-            raise UserError(f"top:{top} cannot be, {what}", "train.what", 'choose "all" or "head"')
+        check_layers(net.config, top, f"top:{top} cannot be", "train.what", 'choose "all" or "head"')
         layers = still.pop("layers")
         still["layers"] = jax.tree.map(lambda leaf: leaf[:kept], layers)
         trained["layers"] = jax.tree.map(lambda leaf: leaf[kept:], layers)
         if "pooler" in still:
             trained["pooler"] = still.pop("pooler")
     return still, trained
+
+
+def check_layers(config: BertConfig, count: int, what: str, where: str, remedy: str) -> None:
+    """Raises `UserError` unless the encoder has so many layers of their own."""
+    if count > config.layers or (count and config.groups):
+        has = "layers share weights" if config.groups else f"the encoder has {counted(config.layers, 'layer')}"
+        raise UserError(f"{what}, {has}", where, remedy)
 
 
 def whole(still: Params, trained: Params) -> Params:

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from bert_jax.config import BertConfig, Execution
-from bert_jax.errors import UserError, counted
+from bert_jax.errors import UserError
 from bert_jax.model import bert, readout
 from bert_jax.tasks import metrics, network, predictions
 from bert_jax.tasks.encoding import TaskRow, encode
@@ -75,6 +75,9 @@ def make_asked(
     """
     task, settings = recipe.task, recipe.train
     _check_length(task, config)
+    _check_reset(config, settings.reset_layers)
+    top = settings.top or 0
+    network.check_layers(config, top, f"top:{top} cannot be", "train.what", 'choose "all" or "head"')
     if task.family == "embedding" and settings.what == "head":
         raise UserError("vectors have no head to train", "train.what", 'choose "all" or "top:K"')
     if task.family == "embedding" and settings.adversarial:
@@ -111,6 +114,10 @@ def _check_length(task: TaskSettings, config: BertConfig) -> None:
         )
 
 
+def _check_reset(config: BertConfig, count: int) -> None:
+    network.check_layers(config, count, f"{count} layers cannot be reset", "train.reset_layers", "give a number less")
+
+
 def first_params(net: Network, encoder: Params, seed: int, reset_layers: int = 0) -> Params:
     """Encoder and a fresh head, as a fit begins; a pooler where one is read and the encoder has none.
 
@@ -125,15 +132,7 @@ def first_params(net: Network, encoder: Params, seed: int, reset_layers: int = 0
     if net.tokens == "pooled" and ("pooler" not in params or reset_layers):
         params["pooler"] = readout.fresh_pooler(net.config, keys[1])
     if reset_layers:
-        if reset_layers > net.config.layers or net.config.groups:
-            what = (
-                "layers share weights"
-                if net.config.groups
-                else f"the encoder has {counted(net.config.layers, 'layer')}"
-            )
-            raise UserError(
-                f"{reset_layers} layers cannot be reset, {what}", "train.reset_layers", "give a number less"
-            )
+        _check_reset(net.config, reset_layers)
         fresh = _init(keys[2], config=net.config)["layers"]
         kept = net.config.layers - reset_layers
         params["layers"] = jax.tree.map(
