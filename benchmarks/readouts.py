@@ -108,7 +108,8 @@ def fitted(recipe: TaskRecipe, splits: Splits, loaded: Loaded, seeds: Sequence[i
     for seed in seeds:
         begun = time.perf_counter()
         params = first_params(net, loaded.params, seed)
-        if settings.what == "head" and seed == seeds[0]:
+        fresh = net.tokens == "pooled" and "pooler" not in loaded.params  # of each seed another
+        if settings.what == "head" and (fresh or seed == seeds[0]):
             given = {name: loop.compute_features(net, params, each, pad) for name, each in rows.items()}
         fit = loop.fit(
             net, params, rows["train"], settings, settings.learning_rates[0], seed, pad, features=given["train"]

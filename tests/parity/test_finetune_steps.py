@@ -61,7 +61,8 @@ def test_the_losses_of_six_steps_are_those_of_transformers(family: str, tmp_path
     there = finetune_torch.outputs_of(model, asked.net, rows, asked.pad)
     for one, other in zip(here, there, strict=True):
         for name, values in one.items():
-            np.testing.assert_allclose(values, other[name], rtol=0, atol=1e-3)
+            said = values[:1] if name == "intent" else values  # of a text, not of its words
+            np.testing.assert_allclose(said, other[name], rtol=0, atol=1e-3)
 
 
 def theirs_of(asked: Asked, params: network.Params, folder: Path) -> torch.nn.Module:
