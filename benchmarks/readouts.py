@@ -59,14 +59,14 @@ def main() -> int:
         splits = read_splits(args.data, recipe)
         for layers, tokens in readouts(loaded.config, recipe.task.family, args.layers):
             read = ReadoutSettings(layers=layers, tokens=tokens)
-            cells = []
+            cells, metric = [], metrics.headline(recipe.task.family, recipe.task.scheme, recipe.task.metric)
             for what, settings in trained.items():
                 fits = fitted(replace(recipe, readout=read, train=settings), splits, loaded, range(args.seeds))
                 told = {"task": name, "layers": layers, "tokens": tokens, "what": what, **fits}
                 print(json.dumps(told), file=sys.stderr, flush=True)
                 found.append(told)
                 cells += [sweep.told(fits["scores"]), f"{fits['seconds'] / args.seeds:,.1f}"]
-            table.append([name, fits["metric"].replace("_", " "), layers, tokens, *cells])
+            table.append([name, metric.replace("_", " "), layers, tokens, *cells])
             if args.json:
                 args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     titles = ["task", "metric", "layers", "tokens"]
