@@ -59,14 +59,14 @@ def main() -> int:
         splits = read_splits(args.data, recipe)
         for layers, tokens in readouts(loaded.config, recipe.task.family, args.layers):
             read = ReadoutSettings(layers=layers, tokens=tokens)
-            cells = []
+            cells, metric = [], metrics.headline(recipe.task.family, recipe.task.scheme, recipe.task.metric)
             for what, settings in trained.items():
                 fits = fitted(replace(recipe, readout=read, train=settings), splits, loaded, range(args.seeds))
                 told = {"task": name, "layers": layers, "tokens": tokens, "what": what, **fits}
                 print(json.dumps(told), file=sys.stderr, flush=True)
                 found.append(told)
                 cells += [sweep.told(fits["scores"]), f"{fits['seconds'] / args.seeds:,.1f}"]
-            table.append([name, fits["metric"].replace("_", " "), layers, tokens, *cells])
+            table.append([name, metric.replace("_", " "), layers, tokens, *cells])
             if args.json:
                 args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     titles = ["task", "metric", "layers", "tokens"]
@@ -108,7 +108,8 @@ def fitted(recipe: TaskRecipe, splits: Splits, loaded: Loaded, seeds: Sequence[i
     for seed in seeds:
         begun = time.perf_counter()
         params = first_params(net, loaded.params, seed)
-        if settings.what == "head" and seed == seeds[0]:
+        fresh = net.tokens == "pooled" and "pooler" not in loaded.params  # of each seed another
+        if settings.what == "head" and (fresh or seed == seeds[0]):
             given = {name: loop.compute_features(net, params, each, pad) for name, each in rows.items()}
         fit = loop.fit(
             net, params, rows["train"], settings, settings.learning_rates[0], seed, pad, features=given["train"]
