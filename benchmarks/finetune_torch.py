@@ -168,7 +168,7 @@ def fit(
     warmup = int(total * settings.warmup)
 
     def share(step: int) -> float:
-        return (step + 1) / warmup if step < warmup else 1 - (step + 1 - warmup) / max(total - warmup, 1)
+        return (step + 1) / warmup if step < warmup else 1 - (step + 1 - warmup) / max(total + 1 - warmup, 1)
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     examples, seconds, step = 0, 0.0, 0

@@ -209,7 +209,8 @@ def _step(
             trained = network.mixed_out(trained, first, settings.mixout, jax.random.fold_in(key, 2**31 - 1))
         return plain(network.whole(still, trained), batch, key, totals)
 
-    stage = Stage(total, learning_rate=1.0, warmup=int(total * settings.warmup), decay=settings.decay)
+    # one step longer than the fit, whose last step would have a rate of 0
+    stage = Stage(total + 1, learning_rate=1.0, warmup=int(total * settings.warmup), decay=settings.decay)
     curve = make_schedule([stage])
     tx = optimizer(net, settings, state.params)
     step = make_train_step(loss, network.make_weigh(net), tx, lambda number: rate * curve(number), seed)

@@ -10,11 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from bert_jax import finetune
 from bert_jax.config import BertConfig
-from bert_jax.convert.loaded import Loaded
 from bert_jax.model import bert
-from bert_jax.tasks import loop, network
+from bert_jax.tasks import cells, loop, network
 from bert_jax.tasks.predictions import no_answer_threshold
 from bert_jax.tasks.reading import Splits
 from bert_jax.tasks.settings import FAMILIES, FineTuneSettings, ReadoutSettings, TaskRecipe, TaskSettings
@@ -197,15 +195,12 @@ def test_bfloat16_computes_float32_is_kept_and_what_was_given_stays(encoder: dic
 def test_a_task_before_leaves_its_encoder_and_not_its_head(encoder: dict, tmp_path: Path) -> None:
     """The second task trains its head alone, so its encoder is that of the first to the bit."""
     first, second = recipe("tagging", epochs=1, batch=8), recipe("single", epochs=1, batch=8, what="head")
-    loaded = Loaded(STILL, encoder, toy.tokenizer(tmp_path), "BertModel")
     stages = [
-        finetune.prepared(
-            made, Splits(toy.examples(made.task.family, 16), [], [], {}), loaded, LABELS[made.task.family]
-        )
+        cells.prepared(made, Splits(toy.examples(made.task.family, 16), [], [], {}), STILL, toy.tokenizer(tmp_path))
         for made in (first, second)
     ]
-    fits = finetune.Fits(stages[1], stages[:1], "accuracy", loaded)
-    _, params = fits.fit(Cell("model", 2e-3, 0))
+    job = cells.Job(stages[1], stages[:1], "accuracy", encoder)
+    _, params = cells.fit(job, Cell("model", 2e-3, 0))
     alone = fit(stages[0].asked, first, stages[0].splits.train, encoder).params
     assert same(params["embeddings"], alone["embeddings"]) and same(params["layers"], alone["layers"])
     assert differ(params["layers"], encoder["layers"])

@@ -212,7 +212,7 @@ def test_divided_parameters_are_whole_again(what: str, encoder: dict):
 
 
 def test_more_layers_than_there_are_or_shared_ones_are_not_divided(encoder: dict):
-    with pytest.raises(UserError, match="here are 3 layers"):
+    with pytest.raises(UserError, match="the encoder has 3 layers"):
         network.divide(net_of("single"), encoder, "top:4", 4)
     shared = net_of("single", BertConfig(vocab_size=40, width=16, layers=4, heads=2, feed_forward=32, groups=2))
     with pytest.raises(UserError, match="share weights"):

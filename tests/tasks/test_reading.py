@@ -287,7 +287,7 @@ def test_a_larger_limit_keeps_what_a_smaller_one_kept(tmp_path: Path) -> None:
         ("choice", {"text": "a", "choices": ["b", "c"]}, ("a", "b", "c"), ()),
         ("qa", {"question": "a", "context": "b"}, ("a", "b"), ()),
         ("tagging", {"words": ["New York", "is"]}, (), ("New York", "is")),
-        ("intent_slots", {"text": " go  home"}, (), ("go", "home")),
+        ("intent_slots", {"text": " go  home"}, (" go  home",), ("go", "home")),
     ],
 )
 def test_plain_keys_go_before_those_of_the_recipe(

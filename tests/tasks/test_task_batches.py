@@ -225,7 +225,7 @@ def test_cached_features_come_in_the_order_of_the_rows_themselves(loud: dict, tm
     kept = [np.zeros((len(row.items), 2, 32), np.float32) for row in rows]
     settings = FineTuneSettings(batch=8)
     orders = [
-        [sorted(n for n, _, _ in batch.places) for batch in loop._epoch(net, rows, given, settings, 3, 2, 0)]
+        [sorted(n for n, _, _ in batch.places) for batch in loop._epoch(net, rows, given, settings, 3, 2, 0, None)]
         for given in (None, kept)
     ]
     assert orders[0] == orders[1]
