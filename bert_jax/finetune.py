@@ -73,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("two recipes have one name", " ".join(map(str, args.recipes)), "rename one of them")
     recipes = [load_task_recipe(path, args.settings) for path in args.recipes]  # all, before the first is trained
     before = [_stages_before(path, recipe, args.settings) for path, recipe in zip(args.recipes, recipes, strict=True)]
+    for recipe in recipes[1:]:  # what is wrong with a later one is told before the first is trained
+        checked(recipe, read_splits(args.data, recipe))
     loaded = open_model(args.model)
     model = Model(args.model, loaded, origin(args.model, loaded))
     rows = [["task", "metric", "best rate", "dev", "test", "random weights", "majority", "bag of words"], ["---"] * 8]
@@ -128,6 +130,10 @@ def finetune(
     stages = [cells.prepared(one, trained_before(data, one), config, tokenizer) for one in before]
     main = cells.prepared(recipe, splits, config, tokenizer)
     labels = main.asked.labels
+    full = sum(len(row.ids) >= task.length for row in main.rows["train"])
+    if full and task.family not in ("tagging", "qa"):  # which read long texts in windows
+        of = f"{full:,} of {len(main.rows['train']):,}"
+        print(f"  {of} rows of train fill all {task.length} tokens: longer texts are cut")
     job = Job(main, stages, metric, model.loaded.params)
     with opened(run, recipe, before, model, [main, *stages]):
         # ------------------------------------------------------------------------------------------------- the sweep

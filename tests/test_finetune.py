@@ -258,6 +258,15 @@ def test_a_suite_has_a_table_of_all(world: World, tmp_path: Path, capsys: pytest
         assert row["majority"] == f"{report['floors']['majority'][row['metric']]:.4f}"
 
 
+def test_a_suite_begins_with_nothing_while_a_later_recipe_is_wrong(
+    world: World, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text('[task]\nfamily = "single"\ntrain = "not-there.tsv"\n')
+    assert "not-there.tsv" in refused("finetune", world.recipe, wrong, *world.command(tmp_path / "run")[2:], *ONE)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_audit_tells_what_one_side_says_and_what_remains_without_overlap(world: World, tmp_path: Path) -> None:
     """Half of test stands in train, under ids that stand there twice."""
     recipe = write_task(tmp_path, "pair", columns={"id": "name"})

@@ -39,6 +39,7 @@ class Job:
         metric: what chooses an epoch.
         encoder: the parts of the model that was given.
         cache: features of the frozen encoder.
+        before: seed → the encoder after all tasks that come before, which rates share.
     """
 
     main: Prepared
@@ -46,6 +47,7 @@ class Job:
     metric: str
     encoder: Params
     cache: loop.Features = field(default_factory=loop.Features)
+    before: dict[int, Params] = field(default_factory=dict)
 
 
 def prepared(recipe: TaskRecipe, splits: Splits, config: BertConfig, tokenizer: Tokenizer) -> Prepared:
@@ -104,11 +106,17 @@ def first_encoder(job: Job, cell: Cell) -> Params:
     """What a cell's fit begins with: random weights, or those given, after all tasks that come before."""
     if cell.kind == "random":
         return random_encoder(job.main.asked.net.config, cell.seed)
+    if cell.seed not in job.before:
+        job.before[cell.seed] = _after_stages(job, cell.seed)
+    return job.before[cell.seed]
+
+
+def _after_stages(job: Job, seed: int) -> Params:
     encoder = job.encoder
     for stage in job.stages:
         asked, settings = stage.asked, stage.recipe.train
-        params = first_params(asked.net, encoder, cell.seed, settings.reset_layers)
+        params = first_params(asked.net, encoder, seed, settings.reset_layers)
         rate = settings.learning_rates[0]
-        fitted = loop.fit(asked.net, params, stage.rows["train"], settings, rate, cell.seed, asked.pad)
+        fitted = loop.fit(asked.net, params, stage.rows["train"], settings, rate, seed, asked.pad)
         encoder = {**encoder, **{name: fitted.params[name] for name in network.ENCODER if name in fitted.params}}
     return encoder

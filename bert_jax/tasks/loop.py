@@ -16,6 +16,7 @@ import optax
 from jax import Array
 
 from bert_jax.config import Stage, TrainSettings
+from bert_jax.errors import UserError
 from bert_jax.tasks import network
 from bert_jax.tasks.batches import (
     Heights,
@@ -90,6 +91,9 @@ def fit(
         measure: parameters → the dev score, the higher the better; where there is none, the last epoch is kept.
         features: of each row, in place of a frozen encoder.
         told: is told after each step which one of how many it was, and its loss.
+
+    Raises:
+        UserError: loss or weights are not finite after the first epoch; later, the fit ends there.
     """
     still, trained = network.divide(net, params, settings.what, settings.top)
     table = None
@@ -130,6 +134,10 @@ def fit(
             steps += 1
             told(steps, total, losses[-1])
         line = {"epoch": epoch + 1, "loss": float(np.mean(losses))}
+        if not math.isfinite(line["loss"]) or not all(
+            bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state.params)
+        ):
+            break  # it does not come back
         if measure is not None:
             line["score"] = measure(now(state.params, decayed))
         curve.append(line)
@@ -138,7 +146,12 @@ def fit(
             best = (score, epoch, jax.device_get(now(state.params, decayed)))
         if settings.patience and epoch - best[1] >= settings.patience:
             break
-    assert best is not None
+    if best is None:
+        raise UserError(
+            f"loss or weights are not finite after the first epoch at a rate of {rate:g}",
+            "train.learning_rates",
+            "give lower ones, or more warm-up",
+        )
     return Fitted(best[2], tuple(curve), best[1], steps, examples, spent)
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bert_jax.errors import UserError
 from bert_jax.tasks.metrics import higher_is_better
 from bert_jax.tasks.settings import FineTuneSettings
 
@@ -68,12 +69,19 @@ def result_path(run: Path, cell: Cell) -> Path:
 
 
 def read_result(run: Path, cell: Cell) -> Result | None:
-    """The cell's result, if it is finished."""
+    """The cell's result, if it is finished.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = result_path(run, cell)
     if not path.is_file():
         return None
-    tree = json.loads(path.read_text(encoding="utf-8"))
-    return Result(**{**tree, "cell": cell, "curve": tuple(tree["curve"])})
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return Result(**{**tree, "cell": cell, "curve": tuple(tree["curve"])})
+    except (ValueError, TypeError, KeyError):
+        raise UserError("this is no result of a fit", str(path), "delete it, and the fit is done again") from None
 
 
 def as_json(result: Result) -> dict[str, Any]:

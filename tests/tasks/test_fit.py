@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bert_jax.config import BertConfig
+from bert_jax.errors import UserError
 from bert_jax.model import bert
 from bert_jax.tasks import cells, loop, network
 from bert_jax.tasks.predictions import no_answer_threshold
@@ -206,3 +207,10 @@ def test_a_task_before_leaves_its_encoder_and_not_its_head(encoder: dict, tmp_pa
     assert differ(params["layers"], encoder["layers"])
     assert same(params["pooler"], encoder["pooler"])  # tagging reads none
     assert set(params) == {*network.ENCODER, "classifier"} and params["classifier"]["kernel"].shape == (32, 3)
+
+
+def test_a_fit_that_diverges_says_so_and_keeps_nothing_that_is_not_finite(tmp_path: Path) -> None:
+    examples, made = toy.examples("single", 16), recipe("single", epochs=3, batch=4, learning_rates=(1e30,))
+    one = asked(tmp_path, made, examples)
+    with pytest.raises(UserError, match="not finite after the first epoch at a rate of 1e"):
+        fit(one, made, examples)
