@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 done, 1 something a person must mend, 2 usage, 75 stopped by notice after saving.
     """
+    own_process = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # only the verb that is asked for is imported: help and errors cost no JAX
     asked = next((word for word in arguments if not word.startswith("-")), None)
@@ -53,7 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         again = "run the same command again" if asked in ("pretrain", "finetune") else "files that stand are whole"
-        print(f"bert-jax {asked}: interrupted; {again}", file=sys.stderr)
+        print(f"bert-jax {asked}: interrupted; {again}", file=sys.stderr, flush=True)
+        if own_process and asked != "pretrain":  # whose savers end by themselves
+            sys.stdout.flush()
+            os._exit(130)  # XLA's threads may still compute, and crash in an interpreter that is taken down
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

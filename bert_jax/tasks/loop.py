@@ -45,9 +45,9 @@ class Fitted:
 
     Attributes:
         params: the best epoch's, encoder and head, NumPy arrays.
-        curve: an epoch each: mean `loss`, `seconds`, and `score`, on dev, where there is a dev split.
+        curve: an epoch each: its number, mean `loss`, and `score`, on dev, where there is a dev split.
         best: which of them was kept, from 0 on.
-        steps, examples: done in all; `seconds` spent in training steps, compilations and measuring left out.
+        steps: done in all. examples, seconds: of those steps that compiled nothing.
     """
 
     params: Params
