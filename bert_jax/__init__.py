@@ -14,12 +14,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bert_jax.api import load
     from bert_jax.config import BertConfig
+    from bert_jax.fine_tuned import load_task
     from bert_jax.text.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
-__all__ = ["BertConfig", "Tokenizer", "__version__", "load"]
+__all__ = ["BertConfig", "Tokenizer", "__version__", "load", "load_task"]
 
-_HOMES = {"load": "bert_jax.api", "BertConfig": "bert_jax.config", "Tokenizer": "bert_jax.text.tokenizer"}
+_HOMES = {
+    "load": "bert_jax.api",
+    "load_task": "bert_jax.fine_tuned",
+    "BertConfig": "bert_jax.config",
+    "Tokenizer": "bert_jax.text.tokenizer",
+}
 
 
 def __getattr__(name: str) -> Any:

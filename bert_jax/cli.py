@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from bert_jax.errors import UserError
 
@@ -28,17 +30,28 @@ VERBS = {
 }
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, with which schedulers and platforms say that a machine is taken away."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb.
 
     Returns:
-        The exit status: 0 done, 1 something a person must mend, 2 usage, 75 stopped by notice after saving.
+        The exit status: 0 done, 1 something a person must mend, 2 usage, 75 stopped by notice, and the same command
+        goes on; 130 and 143 by Ctrl-C and SIGTERM otherwise.
     """
     own_process = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # only the verb that is asked for is imported: help and errors cost no JAX
     asked = next((word for word in arguments if not word.startswith("-")), None)
     try:
+        if own_process and asked != "pretrain":  # which saves first
+            signal.signal(signal.SIGTERM, _terminate)
         module = importlib.import_module(f"bert_jax.{VERBS[asked][0]}") if asked in VERBS else None
         parser = argparse.ArgumentParser(prog="bert-jax", description="BERT, whole, in JAX.")
         verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -52,13 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"bert-jax {asked}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        again = "run the same command again" if asked in ("pretrain", "finetune") else "files that stand are whole"
+    except KeyboardInterrupt as notice:
+        goes_on = asked in ("pretrain", "finetune")
+        again = "run the same command again" if goes_on else "files that stand are whole"
         print(f"bert-jax {asked}: interrupted; {again}", file=sys.stderr, flush=True)
+        status = 130 if not isinstance(notice, Terminated) else 75 if goes_on else 143
         if own_process and asked != "pretrain":  # whose savers end by themselves
             sys.stdout.flush()
-            os._exit(130)  # XLA's threads may still compute, and crash in an interpreter that is taken down
-        return 130
+            os._exit(status)  # XLA's threads may still compute, and crash in an interpreter that is taken down
+        return status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

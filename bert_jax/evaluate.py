@@ -10,10 +10,11 @@ from typing import Any
 import jax
 
 from bert_jax.config import Execution, load_recipe
+from bert_jax.convert import task_model
 from bert_jax.data.feed import to_devices
 from bert_jax.data.loader import heldout_batches, open_dataset
 from bert_jax.errors import UserError
-from bert_jax.fine_tuned import directory, open_task
+from bert_jax.fine_tuned import load_task
 from bert_jax.store.checkpoint import load_params
 from bert_jax.store.rundir import load_config, read_json, write_text
 from bert_jax.tasks.audit import check_labels
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the metrics as one JSON object."""
-    task = directory(args.run) is not None or (args.run / "task.toml").is_file()
+    task = task_model.within(args.run) is not None or (args.run / "task.toml").is_file()
     for name in PRETRAINED if task else FINE_TUNED:
         if getattr(args, name) is not None:
             option = "--set" if name == "settings" else f"--{name}"
@@ -67,7 +68,7 @@ def of_task(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.data is None:
         raise UserError("a fine-tuned model is measured on a file", "--data", "give one of labelled examples")
-    model = open_task(args.run, args.settings or ())
+    model = load_task(args.run, args.settings or ())
     examples = read_examples(args.data, model.asked.task, model.columns)
     if model.asked.task.unseen == "error":
         check_labels(dict(model.asked.labels), examples, str(args.data))
@@ -75,7 +76,8 @@ def of_task(args: argparse.Namespace) -> dict[str, Any]:
     with tqdm(total=len(rows), unit="row", disable=None, leave=False) as bar:
         judged = judge(model.asked, model.params, examples, rows, told=bar.update)
     if args.predictions:
-        write_text(args.predictions, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in judged.predictions))
+        told = [{**one, **example.gold()} for one, example in zip(judged.predictions, examples, strict=True)]
+        write_text(args.predictions, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in told))
     return {"examples": len(examples), **judged.scores}
 
 

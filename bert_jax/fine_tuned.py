@@ -1,17 +1,23 @@
-"""A fine-tuned model opened: what it takes to ask it, its weights, and how its examples are written in files."""
+"""A fine-tuned model written, opened and asked: its network and labels, its weights, and how its files are written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bert_jax.convert import task_model
+from bert_jax.convert.families import family_of
+from bert_jax.convert.loaded import Loaded, Pooling
 from bert_jax.errors import UserError
 from bert_jax.settings import assign, build
+from bert_jax.tasks import network
+from bert_jax.tasks.network import Params
+from bert_jax.tasks.predictions import Prediction
+from bert_jax.tasks.reading import read_objects
 from bert_jax.tasks.settings import ColumnSettings, TaskSettings
-from bert_jax.tasks.task import Asked, from_json
+from bert_jax.tasks.task import Asked, from_json, judge, to_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +28,24 @@ class FineTuned:
     params: dict[str, Any]
     columns: ColumnSettings
 
+    def predict(self, examples: Iterable[str | Mapping[str, Any]]) -> list[Prediction]:
+        """What the model says of each example.
+
+        Args:
+            examples: objects with the keys that `bert-jax predict` reads (docs/finetuning.md), or texts where a text
+                is all that the family takes.
+
+        Returns:
+            What `bert-jax predict` writes, an object for each example, in their order.
+
+        Raises:
+            UserError: an example is neither, or lacks a key.
+        """
+        examples = list(examples)
+        objects = [{"text": one} if isinstance(one, str) else one for one in examples]
+        found = read_objects(objects, self.asked.task.family, self.columns)
+        return judge(self.asked, self.params, found).predictions
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -31,12 +55,46 @@ class Kept:
     columns: ColumnSettings = field(default_factory=ColumnSettings)
 
 
-def directory(path: Path) -> Path | None:
-    """Where a fine-tuned model lies: at `path`, or where the fine-tuning in `path` wrote it; None: at neither."""
-    return next((folder for folder in (path, path / "model") if task_model.is_directory(folder)), None)
+def write(
+    out: Path,
+    asked: Asked,
+    params: Params,
+    loaded: Loaded,
+    told: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write the directory of a fine-tuned model, in the place of an earlier one.
+
+    Args:
+        out: the directory.
+        asked, params: as they were trained.
+        loaded: the encoder that they began with.
+        told: what task.json has beside the network: `cell`, `scores`, `columns`.
+        provenance: where the weights come from.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    net, params = network.folded(asked.net, params)
+    encoder, head = _divided(params, loaded)
+    pooling = None
+    if net.family == "embedding" and net.layers == "last" and net.tokens in ("mean", "first"):
+        pooling = Pooling("mean" if net.tokens == "mean" else "cls", normalize=True, length=asked.task.length)
+    loaded = replace(loaded, params=encoder, pooling=pooling, step=None)
+    tree = {**to_json(replace(asked, net=net)), **told}
+    task_model.write(out, task_model.TaskModel(loaded, head, tree), force=True, provenance=provenance)
 
 
-def open_task(path: Path, settings: Sequence[str] = ()) -> FineTuned:
+def _divided(params: Params, loaded: Loaded) -> tuple[Params, Params]:
+    """Encoder and head: what the encoder's family has a place for, and the rest."""
+    parts = {row.path.split("/")[0] for row in family_of(loaded.architecture).rows} & set(network.ENCODER)
+    encoder = {name: tree for name, tree in params.items() if name in parts}
+    if "pooler" in loaded.params and "pooler" not in encoder:
+        encoder["pooler"] = loaded.params["pooler"]
+    return encoder, {name: tree for name, tree in params.items() if name not in encoder}
+
+
+def load_task(path: str | Path, settings: Sequence[str] = ()) -> FineTuned:
     """A fine-tuned model, ready to be asked.
 
     Args:
@@ -46,7 +104,8 @@ def open_task(path: Path, settings: Sequence[str] = ()) -> FineTuned:
     Raises:
         UserError: there is none, its files do not fit each other, or a setting cannot be.
     """
-    folder = directory(path)
+    path = Path(path)
+    folder = task_model.within(path)
     if folder is None:
         if (path / "inputs.json").is_file():
             raise UserError("this fine-tuning is not finished", str(path), "run the same `bert-jax finetune` again")

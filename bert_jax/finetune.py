@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import time
+import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,21 +22,24 @@ from typing import Any
 import jax
 import numpy as np
 
+from bert_jax import fine_tuned
 from bert_jax.api import open_model
 from bert_jax.convert import task_model
-from bert_jax.convert.families import family_of
-from bert_jax.convert.loaded import Loaded, Pooling
+from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.origin import origin
 from bert_jax.errors import UserError, counted
-from bert_jax.settings import to_toml
+from bert_jax.settings import build, changes, flat, to_toml
 from bert_jax.store import rundir
-from bert_jax.tasks import audit, cells, floors, metrics, network, pictures, sweep
+from bert_jax.store.clock import duration
+from bert_jax.tasks import audit, cells, floors, metrics, pictures, sweep
 from bert_jax.tasks.cells import Job, Prepared
 from bert_jax.tasks.network import Params
 from bert_jax.tasks.reading import Splits, read_splits
 from bert_jax.tasks.settings import TaskRecipe, load_task_recipe
 from bert_jax.tasks.sweep import Cell, Line, Result
-from bert_jax.tasks.task import Asked, Judged, judge, labelled, scores, to_json
+from bert_jax.tasks.task import Asked, Judged, judge, labelled, scores
+
+QUIET = 30.0  # seconds between lines where there is no terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,11 +133,13 @@ def finetune(
     config, tokenizer = model.loaded.config, model.loaded.tokenizer
     stages = [cells.prepared(one, trained_before(data, one), config, tokenizer) for one in before]
     main = cells.prepared(recipe, splits, config, tokenizer)
-    labels = main.asked.labels
     full = sum(len(row.ids) >= task.length for row in main.rows["train"])
     if full and task.family not in ("tagging", "qa"):  # which read long texts in windows
         of = f"{full:,} of {len(main.rows['train']):,}"
         print(f"  {of} rows of train fill all {task.length} tokens: longer texts are cut")
+    if main.asked.net.tokens == "pooled" and "pooler" not in model.loaded.params:
+        still = ", and stays so" if recipe.train.what == "head" else ""
+        print(f"  the encoder has no pooler: [CLS] goes through a random one{still} (not with readout.tokens=first)")
     job = Job(main, stages, metric, model.loaded.params)
     with opened(run, recipe, before, model, [main, *stages]):
         # ------------------------------------------------------------------------------------------------- the sweep
@@ -153,21 +159,18 @@ def finetune(
         # ---------------------------------------------------------------------------------------------- the report
         on = "test" if splits.test else "dev" if splits.dev else "train"
         examples = getattr(splits, on)
-        guesses = floors.floors(splits.train, examples, task.family, audited)
-        scored = {
-            name: metrics.measure(examples, found, task.family, task.scheme, labels.get("label", ()))
-            for name, found in guesses.items()
-        }
+        measured = dict.fromkeys((on, "dev")) if splits.dev else (on,)
+        floored = {split: floor_scores(main, split, audited) for split in measured}
         lines = sweep.lines_of([*results, *twins], metric)
-        for name, found in scored.items():
-            score = (found[metric],)
-            lines.append(Line(name, score if on == "dev" else (), score if on == "test" else ()))
+        for name in floored[on]:
+            by_split = {split: (found[name][metric],) for split, found in floored.items()}
+            lines.append(Line(name, by_split.get("dev", ()), by_split.get("test", ())))
         found = judge_kept(run, main, on)
         report: dict[str, Any] = {
             "metric": metric,
             "chosen": {"cell": best.cell.name, "best rate": rate, "dev": best.dev, "test": best.test},
             "cells": [sweep.as_json(result) for result in [*results, *twins]],
-            "floors": scored,
+            "floors": floored,
             "data": facts,
         }
         if audited and on != "train":
@@ -182,7 +185,8 @@ def finetune(
         text = sweep.table(lines, metric)
         rundir.write_json(run / "report.json", report)
         rundir.write_text(run / "table.md", text + "\n")
-        rundir.write_text(run / f"predictions-{on}.jsonl", _json_lines(found.predictions))
+        told = [{**one, **e.gold()} for one, e in zip(found.predictions, examples, strict=True)]
+        rundir.write_text(run / f"predictions-{on}.jsonl", _json_lines(told))
         try:
             draw(run, main.asked, results, lines, metric, on, examples, found)
         except OSError as error:
@@ -196,7 +200,7 @@ def finetune(
         f"{rate:g}",
         *(sweep.told(scores) for scores in (model_line.dev, model_line.test)),
         sweep.told(getattr(twin_line, on, ())),
-        *(f"{scored[name][metric]:.4f}" for name in ("majority", "bag of words")),
+        *(f"{floored[on][name][metric]:.4f}" for name in ("majority", "bag of words")),
     ]
 
 
@@ -255,6 +259,8 @@ def opened(
 ) -> Iterator[None]:
     """Hold the run directory: a new one, or one that was begun with the same recipe, encoder and data.
 
+    Rates and seeds alone may be others: what is fitted already is kept.
+
     Args:
         tasks: all whose files are read.
 
@@ -278,12 +284,28 @@ def opened(
         raise UserError(f"cannot be written ({error.strerror})", str(run), "choose another --run") from None
     with holding:
         kept = rundir.read_json(here) if here.is_file() else told
-        for name, what in (("recipes", "recipe"), ("data", "data"), ("encoder", "encoder")):
+        if differs := _changed(kept["recipes"], [recipe, *before]):
+            raise UserError(f"this was begun with {differs}", str(run), "give what it began with, or another --run")
+        for name, what in (("data", "other data"), ("encoder", "another encoder")):
             if kept[name] != told[name]:
-                raise UserError(f"this was begun with another {what}", str(run), "give that one, or another --run")
+                raise UserError(f"this was begun with {what}", str(run), "give what it began with, or another --run")
         rundir.write_text(run / "task.toml", to_toml(recipe))
         rundir.write_json(here, told)
         yield
+
+
+def _changed(kept: Sequence[str], given: Sequence[TaskRecipe]) -> str:
+    """What differs between recipes as TOML, the task's own the first, and those given; a sweep may grow.
+
+    What a kept one does not name, because it is older than the setting, has its default.
+    """
+    pairs = [(build(TaskRecipe, tomllib.loads(text), ""), one) for text, one in zip(kept, given, strict=False)]
+    for number, (then, now) in enumerate(pairs):
+        free = () if number else ("train.learning_rates", "train.seeds")
+        bound = [{name: value for name, value in flat(one).items() if name not in free} for one in (then, now)]
+        if differs := changes(*bound):
+            return f"{given[0].before[number - 1].recipe}: {differs}" if number else differs
+    return ""
 
 
 def unfinished(path: Path) -> bool:
@@ -323,8 +345,9 @@ def result_of(run: Path, job: Job, cell: Cell) -> tuple[Result, Params | None]:
     rundir.write_json(sweep.result_path(run, cell), sweep.as_json(result))
     rundir.mark_compiled(run)
     scores = [f"{name} {getattr(result, name)[job.metric]:.4f}" for name in ("dev", "test") if getattr(result, name)]
-    told = ", ".join([*scores, f"epoch {result.best + 1}", f"{result.rate_of_examples:,.0f} examples/s"])
-    print(f"{cell.name}: {told}, {time.monotonic() - begun:.0f} s", flush=True)
+    speed = [f"{result.rate_of_examples:,.0f} examples/s"] if result.rate_of_examples else []  # every step compiled
+    told = ", ".join([*scores, f"epoch {result.best + 1}", *speed, f"{time.monotonic() - begun:.0f} s"])
+    print(f"{cell.name}: {told}", flush=True)
     return result, params
 
 
@@ -332,7 +355,7 @@ def _fit(job: Job, cell: Cell) -> tuple[Result, Params]:
     from tqdm import tqdm
 
     with tqdm(desc=cell.name, unit="step", leave=False, disable=None) as bar:
-        return cells.fit(job, cell, _telling(bar))
+        return cells.fit(job, cell, _in_lines(cell.name) if bar.disable else _in_bar(bar))
 
 
 def keep(run: Path, job: Job, best: Result, params: Params | None, model: Model) -> None:
@@ -342,24 +365,23 @@ def keep(run: Path, job: Job, best: Result, params: Params | None, model: Model)
         params: the cell's, None where they went with the process that made them.
     """
     out, recipe = run / "model", job.main.recipe
-    if task_model.is_directory(out) and task_model.read(out).task.get("cell") == best.cell.name:
-        return
+    if task_model.is_directory(out):
+        try:
+            if task_model.read(out).task.get("cell") == best.cell.name:
+                return
+        except UserError as error:
+            print(f"{error}; it is written again", flush=True)
     if params is None:
         print(f"{best.cell.name}: fitted once more, for its weights", flush=True)
         _, params = _fit(job, best.cell)
-    net, params = network.folded(job.main.asked.net, params)
-    asked = replace(job.main.asked, net=net, no_answer=best.no_answer)
-    encoder, head = _divided(params, model.loaded)
-    pooling = None
-    if recipe.task.family == "embedding" and net.layers == "last" and net.tokens in ("mean", "first"):
-        pooling = Pooling("mean" if net.tokens == "mean" else "cls", normalize=True, length=recipe.task.length)
-    loaded = replace(model.loaded, params=encoder, pooling=pooling, step=None)
-    tree = to_json(asked)
-    tree["cell"] = best.cell.name
-    tree["scores"] = {"dev": best.dev, "test": best.test}
-    tree["columns"] = asdict(recipe.columns)
-    provenance = {"encoder": model.origin, "recipe": to_toml(recipe), "cell": best.cell.name}
-    task_model.write(out, task_model.TaskModel(loaded, head, tree), force=True, provenance=provenance)
+    fine_tuned.write(
+        out,
+        replace(job.main.asked, no_answer=best.no_answer),
+        params,
+        model.loaded,
+        {"cell": best.cell.name, "scores": {"dev": best.dev, "test": best.test}, "columns": asdict(recipe.columns)},
+        {"encoder": model.origin, "recipe": to_toml(recipe), "cell": best.cell.name},
+    )
 
 
 def judge_kept(run: Path, main: Prepared, on: str) -> Judged:
@@ -370,7 +392,7 @@ def judge_kept(run: Path, main: Prepared, on: str) -> Judged:
     return judge(asked, {**kept.loaded.params, **kept.head}, getattr(main.splits, on), main.rows[on])
 
 
-def _telling(bar: Any) -> Callable[[int, int, float], None]:
+def _in_bar(bar: Any) -> Callable[[int, int, float], None]:
     def told(step: int, steps: int, loss: float) -> None:
         bar.total = steps
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -379,16 +401,33 @@ def _telling(bar: Any) -> Callable[[int, int, float], None]:
     return told
 
 
-def _divided(params: Any, loaded: Loaded) -> tuple[Any, Any]:
-    """Encoder and head: what the encoder's family has a place for, and the rest."""
-    parts = {row.path.split("/")[0] for row in family_of(loaded.architecture).rows} & set(network.ENCODER)
-    encoder = {name: tree for name, tree in params.items() if name in parts}
-    if "pooler" in loaded.params and "pooler" not in encoder:
-        encoder["pooler"] = loaded.params["pooler"]
-    return encoder, {name: tree for name, tree in params.items() if name not in encoder}
+def _in_lines(name: str) -> Callable[[int, int, float], None]:
+    """Where there is no terminal: a line each half minute."""
+    begun = said = time.monotonic()
+    first = 0
+
+    def told(step: int, steps: int, loss: float) -> None:
+        nonlocal begun, said, first
+        now = time.monotonic()
+        if first == 0:  # it took what there was to compile
+            first, begun = step, now
+        if now - said >= QUIET and step < steps and step > first:
+            left = (now - begun) / (step - first) * (steps - step)
+            print(f"{name}: step {step:,}/{steps:,}, loss {loss:.3f}, ETA {duration(left)}", flush=True)
+            said = now
+
+    return told
 
 
 # ------------------------------------------------------------------------------------------------------- the report
+
+
+def floor_scores(main: Prepared, split: str, audited: bool) -> dict[str, dict[str, float]]:
+    """The metrics of each floor on a split."""
+    task, examples = main.recipe.task, getattr(main.splits, split)
+    found = floors.floors(main.splits.train, examples, task.family, audited)
+    names = main.asked.labels.get("label", ())
+    return {name: metrics.measure(examples, one, task.family, task.scheme, names) for name, one in found.items()}
 
 
 def draw(
@@ -413,7 +452,7 @@ def draw(
     rows = [pictures.Row(line.name, getattr(line, split)) for line in seeded if getattr(line, split)]
     others = {line.name: getattr(line, split)[0] for line in lines if line not in seeded and getattr(line, split)}
     if rows:
-        pictures.table(run / "table.png", rows, metric, others)
+        pictures.table(run / "table.png", rows, metric, split, others)
     names = asked.labels.get("label")
     if names and labelled(examples, asked.task.family):
         gold = [str(example.label) for example in examples]

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from bert_jax.fine_tuned import open_task
+from bert_jax.fine_tuned import load_task
 from bert_jax.store.rundir import write_text
 from bert_jax.tasks.reading import read_inputs
 from bert_jax.tasks.task import judge
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     """One line out for each line in."""
     from tqdm import tqdm
 
-    model = open_task(args.model)
+    model = load_task(args.model)
     examples = read_inputs(args.inputs, model.asked.task.family, model.columns)
     rows = model.asked.rows(examples)
     with tqdm(total=len(rows), unit="row", disable=None, leave=False) as bar:

@@ -133,9 +133,11 @@ def build(kind: type, tree: Any, where: str) -> Any:
 def _typed(hint: type | types.UnionType, value: Any, place: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is str and type(value) is int:
+        return str(value)  # the number of a layer or a column, which shells give without quotes
     if type(value) is not hint:
         name = getattr(hint, "__name__", str(hint))
-        quoted = hint is str and type(value) in (int, float)
+        quoted = hint is str and type(value) is float
         remedy = f'write "{value}", in quotes' if quoted else f"give a value of type {name}"
         raise UserError(f"{value!r} is no {name}", place, remedy)
     return value
@@ -165,6 +167,24 @@ def digest(recipe: Any) -> str:
     return hashlib.sha256(to_toml(recipe).encode()).hexdigest()[:16]
 
 
+def flat(recipe: Any) -> dict[str, str]:
+    """Every setting as `--set` writes it: names such as `stage.0.steps`, values as JSON."""
+    found = {}
+    for section in dataclasses.fields(recipe):
+        value = getattr(recipe, section.name)
+        single = dataclasses.is_dataclass(value)
+        for place, part in [("", value)] if single else [(f".{number}", part) for number, part in enumerate(value)]:
+            for key, one in dataclasses.asdict(part).items():
+                found[f"{section.name}{place}.{key}"] = json.dumps(one, ensure_ascii=False)
+    return found
+
+
+def changes(then: dict[str, str], now: dict[str, str]) -> str:
+    """What differs between settings of one kind as `flat` gives them; empty: nothing."""
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    return "; ".join(f"{name} = {then.get(name, 'nothing')}, not {now.get(name, 'nothing')}" for name in names)
+
+
 def positive(settings: Any, where: str, *names: str) -> None:
     for name in names:
         if getattr(settings, name) <= 0:
@@ -187,5 +207,5 @@ def one_of(settings: Any, where: str, name: str, choices: tuple[str, ...]) -> No
         raise UserError(
             f"{name} = {value!r} is unknown",
             where,
-            f"choose one of {', '.join(choices)} (did you mean {near!r}?)",
+            f"choose one of {', '.join(filter(None, choices))} (did you mean {near!r}?)",
         )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bert_jax import fine_tuned
+from bert_jax import fine_tuned, load_task
 from bert_jax.cli import main
 from bert_jax.convert import heads, huggingface, task_model
 from bert_jax.convert.loaded import Loaded
@@ -107,6 +107,19 @@ def test_a_line_out_for_each_line_in_whatever_stands_beside_it(
             assert one["probability"] == max(parts or ()) == one["probabilities"][one["label"]]
         if family == "choice":
             assert one["choice"] == int(np.argmax(one["probabilities"]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_api_says_what_predict_says(family: str, models: Callable[[str], Path], predict: Answers) -> None:
+    lines = [line(family, one, labelled=False) for one in toy.examples(family, 4, seed=9)]
+    model = load_task(models(family))
+    assert model.predict(lines) == predict(models(family), lines)
+    if family == "single":
+        assert model.predict(one["text"] for one in lines) == model.predict(lines)
+    with pytest.raises(UserError, match=r"examples\[1\]: this is int; give a text, or a dict"):
+        model.predict([lines[0], 7])  # type: ignore[list-item]
+    with pytest.raises(UserError, match=r"examples: no .* is named|examples: .* name the key"):
+        model.predict([{"unheard": "of"}])
 
 
 def same(one: Any, other: Any) -> None:
@@ -231,7 +244,7 @@ def test_a_classifier_of_transformers_is_asked_like_ours(
     model = task_model.TaskModel(Loaded(config, params, readable_tokenizer()), {"classifier": head}, task)
     huggingface.write(tmp_path / "theirs", heads.to_class(model, "here"))
     assert main(["import", str(tmp_path / "theirs"), "--output", str(tmp_path / "ours"), "--no-prove"]) == 0
-    opened = fine_tuned.open_task(tmp_path / "ours")
+    opened = fine_tuned.load_task(tmp_path / "ours")
     assert (opened.asked.task.length, opened.asked.task.stride) == (48, 12)
     texts = [" ".join(["paris is"] * 20), " ".join(["paris is"] * 20 + ["berlin"])]
     capsys.readouterr()
@@ -319,5 +332,5 @@ def test_what_else_is_refused(models: Callable[[str], Path], tmp_path: Path, ref
     for name in ("task.toml", "inputs.json"):
         (tmp_path / "begun" / name).write_text("{}")
     with pytest.raises(UserError, match="this fine-tuning is not finished"):
-        fine_tuned.open_task(tmp_path / "begun")
+        fine_tuned.load_task(tmp_path / "begun")
     assert "begun: this fine-tuning is not finished" in refused("evaluate", tmp_path / "begun", "--data", path)

@@ -18,7 +18,7 @@ import pytest
 from bert_jax.api import load, open_model
 from bert_jax.cli import main
 from bert_jax.convert import native
-from bert_jax.fine_tuned import open_task
+from bert_jax.fine_tuned import load_task
 from tests.tasks import toy
 from tests.tasks.written import write_encoder, write_examples, write_lines, write_recipe, write_task
 from tests.world import bert_jax, flags
@@ -105,8 +105,9 @@ def test_a_sweep_leaves_a_report_tables_pictures_predictions_and_a_model(world: 
         assert is_picture(run / f"{name}.png"), name
     found = [json.loads(line) for line in (run / "predictions-test.jsonl").read_text().splitlines()]
     gold = [example.label for example in toy.examples("single", 12, 2)]
+    assert [one["gold"] for one in found] == gold
     assert np.mean([one["label"] == g for one, g in zip(found, gold, strict=True)]) == chosen["test"]["accuracy"]
-    kept = open_task(run)
+    kept = load_task(run)
     assert kept.asked.labels == {"label": ("maybe", "no", "yes")} and kept.asked.task.length == 32
 
 
@@ -161,12 +162,45 @@ def test_a_model_that_went_with_its_process_is_fitted_once_more(world: World, tm
     for name in ("table.md", "model/task.json", "model/weights.safetensors", "model/head.safetensors"):
         assert (run / name).read_bytes() == (world.straight / name).read_bytes(), name
 
+    head = run / "model" / "head.safetensors"
+    head.write_bytes(head.read_bytes()[:-8])
+    done = bert_jax(*world.command(run, "--audit"))
+    assert done.returncode == 0 and "head.safetensors" in done.stdout and "written again" in done.stdout, done.stderr
+    assert head.read_bytes() == (world.straight / "model/head.safetensors").read_bytes()
+
     begun = tmp_path / "begun"
     (begun / "cells").mkdir(parents=True)
     for name in ("lock", "task.toml", ".inputs.json.1"):
         (begun / name).touch()
     small = ["--set", "train.learning_rates=[1e-3]", "--set", "train.seeds=[0]", "--set", "train.epochs=1"]
     finish(*world.command(begun, *small, "--no-random-twin"))
+
+
+def test_rates_and_seeds_may_be_added_to_a_sweep(world: World, tmp_path: Path) -> None:
+    """The larger sweep keeps the cells of the smaller one, and ends as if it had been asked for at once."""
+    run, small = tmp_path / "run", ["--set", "train.learning_rates=[3e-3]", "--set", "train.seeds=[1]"]
+    finish(*world.command(run, "--audit", *small))
+    before = files(run / "cells")
+    done = bert_jax(*world.command(run, "--audit"))
+    assert done.returncode == 0, done.stderr
+    assert before.items() <= files(run / "cells").items()
+    for name in ("table.md", "predictions-test.jsonl", "model/task.json", "model/weights.safetensors"):
+        assert (run / name).read_bytes() == (world.straight / name).read_bytes(), name
+
+
+def test_sigterm_keeps_what_is_finished(world: World, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bert_jax.cli", *map(str, world.command(tmp_path / "run"))]
+    environment = {**os.environ, "XLA_FLAGS": flags(1), "JAX_PLATFORMS": "cpu"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        assert process.stdout is not None and process.stderr is not None
+        for line in process.stdout:
+            if line.startswith("model-"):
+                process.terminate()
+                break
+        said = process.stderr.read()
+    assert process.returncode == 75 and said == "bert-jax finetune: interrupted; run the same command again\n"
+    assert files(tmp_path / "run/cells") and not (tmp_path / "run/table.md").exists()
 
 
 def test_a_full_disk_is_told_and_what_was_finished_stays(world: World, tmp_path: Path) -> None:
@@ -193,13 +227,13 @@ def test_a_full_disk_is_told_and_what_was_finished_stays(world: World, tmp_path:
 def test_another_recipe_data_or_encoder_is_refused(world: World, tmp_path: Path, refused: Callable[..., str]) -> None:
     before = files(world.straight)
     said = refused(*world.command(world.straight, "--set", "train.epochs=3"))
-    assert "straight: this was begun with another recipe; give that one, or another --run" in said
+    assert "straight: this was begun with train.epochs = 2, not 3; give what it began with, or another --run" in said
 
     data = tmp_path / "data"
     shutil.copytree(world.folder / "single", data / "single")
     write_examples(data / "single" / "dev.tsv", "single", 12, 7)
     given = ["finetune", world.recipe, "--model", world.encoder, "--data", data, "--run", world.straight]
-    assert "this was begun with another data; give that one" in refused(*given)
+    assert "this was begun with other data; give what it began with" in refused(*given)
 
     encoder = tmp_path / "encoder"
     read = open_model(world.encoder)
@@ -207,7 +241,7 @@ def test_another_recipe_data_or_encoder_is_refused(world: World, tmp_path: Path,
     moved = jax.tree.map(lambda leaf: leaf + np.float32(1e-3), read.params)
     native.write(encoder, type(read)(read.config, moved, read.tokenizer, "BertModel"), provenance={}, force=True)
     given = ["finetune", world.recipe, "--model", encoder, "--data", world.folder, "--run", world.straight]
-    assert "this was begun with another encoder; give that one" in refused(*given)
+    assert "this was begun with another encoder; give what" in refused(*given)
 
     (tmp_path / "thesis.tex").write_text("years of work")
     assert "this is there already, and no fine-tuning of ours" in refused(*world.command(tmp_path))
@@ -255,7 +289,12 @@ def test_a_suite_has_a_table_of_all(world: World, tmp_path: Path, capsys: pytest
         report = json.loads((tmp_path / "run" / row["task"] / "report.json").read_text())
         assert row["test"] == f"{report['chosen']['test'][row['metric']]:.4f}"
         assert row["random weights"] == "–" and row["task"] in text
-        assert row["majority"] == f"{report['floors']['majority'][row['metric']]:.4f}"
+        floors = report["floors"]
+        assert row["majority"] == f"{floors['test']['majority'][row['metric']]:.4f}"
+        numbers = [f"{floors[split]['bag of words'][row['metric']]:.4f}" for split in ("dev", "test")]
+        table = (tmp_path / "run" / row["task"] / "table.md").read_text()
+        told = next(line for line in table.splitlines() if "bag of words" in line)
+        assert [cell.strip() for cell in told.split("|")[2:4]] == numbers
 
 
 def test_a_suite_begins_with_nothing_while_a_later_recipe_is_wrong(
@@ -283,13 +322,13 @@ def test_an_audit_tells_what_one_side_says_and_what_remains_without_overlap(worl
     gold = [example.label for example in toy.examples("pair", 12, 2)][:6]
     alone = np.mean([one["label"] == g for one, g in zip(found[:6], gold, strict=True)])
     assert report["without overlap"] == {"examples": 6, "accuracy": alone}
-    assert {"first text alone", "second text alone"} <= report["floors"].keys()
+    assert {"first text alone", "second text alone"} <= report["floors"]["test"].keys()
     assert report["data"]["duplicates"]["test in train"]["count"] == 6
 
 
 def test_a_frozen_encoder_leaves_as_it_came(world: World, tmp_path: Path) -> None:
     finish(*world.command(tmp_path / "run", *ONE, "--set", "train.what=head", "--set", "readout.layers=mix"))
-    given, kept = open_model(world.encoder).params, open_task(tmp_path / "run").params
+    given, kept = open_model(world.encoder).params, load_task(tmp_path / "run").params
     for part in ("embeddings", "layers", "pooler"):
         jax.tree.map(np.testing.assert_array_equal, kept[part], given[part])
     assert np.abs(kept["mix"]["weights"]).max() > 0
@@ -302,12 +341,12 @@ def test_a_task_before_another_hands_on_its_encoder(world: World, tmp_path: Path
     last.write_text(last.read_text() + '\n[[before]]\nrecipe = "pair.toml"\n')
     given = world.command(tmp_path / "run", *ONE, "--set", "train.what=head", recipe=last)
     finish(*given)
-    encoder, kept = open_model(world.encoder).params, open_task(tmp_path / "run").params
+    encoder, kept = open_model(world.encoder).params, load_task(tmp_path / "run").params
     word = encoder["embeddings"]["word"]
     np.testing.assert_array_equal(kept["embeddings"]["word"], word)  # --set is of both: frozen there as well
     last.write_text(last.read_text().replace("[train]", '[train]\nwhat = "head"'))
     finish(*world.command(tmp_path / "again", *ONE, recipe=last))
-    kept = open_task(tmp_path / "again").params
+    kept = load_task(tmp_path / "again").params
     assert np.abs(kept["embeddings"]["word"] - word).max() > 1e-4
     assert kept["classifier"]["kernel"].shape[1] == 3
 
@@ -324,11 +363,11 @@ def test_vectors_open_as_a_model_with_its_pooling(world: World, tmp_path: Path) 
     finish(*world.command(tmp_path / "run", *ONE, recipe=recipe))
     texts = [text for example in toy.examples("embedding", 12, 2) for text in example.texts]
     found = [json.loads(line) for line in (tmp_path / "run/predictions-test.jsonl").read_text().splitlines()]
-    model = load(tmp_path / "run" / "model")
+    model = load(tmp_path / "run")
     vectors = np.array([vector for one in found for vector in one["vectors"]], np.float32)
     np.testing.assert_allclose(model.encode(texts), vectors, atol=2e-5)
     before = load(world.encoder).encode(texts)
     assert np.abs(before / np.linalg.norm(before, axis=1, keepdims=True) - vectors).max() > 1e-3
     exported = ["--format", "sentence-transformers", "--no-prove"]
-    finish("export", tmp_path / "run" / "model", tmp_path / "out", *exported)
+    finish("export", tmp_path / "run", tmp_path / "out", *exported)
     np.testing.assert_allclose(load(tmp_path / "out").encode(texts), vectors, atol=2e-5)

@@ -26,7 +26,7 @@ NOUNS = {
     "store": {"config", "cost", "errors", "settings", "text"},
     "convert": {"config", "errors", "model", "text"},
     "tasks": {"config", "data", "errors", "model", "rows", "settings", "text", "train"},
-    "fine_tuned": {"convert", "errors", "settings", "tasks"},  # what `predict` and `evaluate` open
+    "fine_tuned": {"convert", "errors", "settings", "tasks"},  # what `finetune` writes, `predict` and `evaluate` open
     "footprint": {"config", "data", "errors", "model", "train"},  # what a step holds; `plan` and benchmarks ask it
     "advice": {"config", "data", "errors", "text"},
     "rows": {"data", "errors", "text"},  # texts as rows for the questions that `api` answers
@@ -41,7 +41,7 @@ MAY = {
     **dict.fromkeys(VERBS, (NOUNS.keys() - {"data_prep"}) | {"api"}),
     "api": NOUNS.keys() - {"data_prep"},
     "cli": {"errors"},  # and a verb, by its name
-    "__init__": {"api", "config", "text"},  # when a name is used
+    "__init__": {"api", "config", "fine_tuned", "text"},  # when a name is used
 }
 
 # Library → the rooms whose source may name it at all.

@@ -38,8 +38,8 @@ def open_task(path: str | Path) -> TaskModel | None:
     Raises:
         UserError: it is one, and cannot be read.
     """
-    if task_model.is_directory(path):
-        model = task_model.read(path)
+    if folder := task_model.within(path):
+        model = task_model.read(folder)
         return model if model.head else None
     return open_class(path)
 

@@ -25,8 +25,8 @@ def open_foreign(path: str | Path, drop: Sequence[str] = ()) -> Loaded:
         UserError: there is no model (what is there instead is named), or its files do not fit each other.
     """
     path = Path(path)
-    if task_model.is_directory(path):
-        model = task_model.read(path)
+    if folder := task_model.within(path):
+        model = task_model.read(folder)
         notes = (task_model.encoder_note(model),) if model.head else ()
         loaded = replace(model.loaded, notes=model.loaded.notes + notes)
     elif native.is_directory(path):
@@ -70,7 +70,7 @@ def _no_model(path: Path) -> UserError:
     if has("manifest.json"):
         return UserError("this is a data set", str(path), "give the run directory of a model that was trained on it")
     if has("task.toml"):
-        return UserError("this is a fine-tuning", str(path), f"give the model in it, {path / 'model'}")
+        return UserError("this fine-tuning is not finished", str(path), "run the same `bert-jax finetune` again")
     if has("model.safetensors", "pytorch_model.bin", "flax_model.msgpack"):
         return UserError("these are weights without their config.json", str(path), "copy the whole directory")
     if has("tokenizer.json", "vocab.txt", "spiece.model"):

@@ -70,6 +70,11 @@ def is_directory(path: str | Path) -> bool:
     return (Path(path) / TASK).is_file() and native.is_directory(path)
 
 
+def within(path: str | Path) -> Path | None:
+    """Where a fine-tuned model lies: at `path`, or where the fine-tuning in `path` wrote it; None: at neither."""
+    return next((folder for folder in (Path(path), Path(path) / "model") if is_directory(folder)), None)
+
+
 def write(
     out: str | Path,
     model: TaskModel,

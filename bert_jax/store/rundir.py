@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from bert_jax.config import BertConfig, Recipe, load_recipe
 from bert_jax.errors import UserError, counted
-from bert_jax.settings import to_toml
+from bert_jax.settings import changes, flat, to_toml
 
 # What may change between two starts of one run, because it changes no number of it.
 FREE = {
@@ -165,23 +165,15 @@ def _check_recipe(run: Path, recipe: Recipe) -> None:
     if len(kept.stage) != len(recipe.stage):
         told = f"{counted(len(kept.stage), 'stage')}, not {len(recipe.stage)}"
     else:
-        told = "; ".join(f"{name} = {then[name]}, not {now[name]}" for name in then if then[name] != now[name])
+        told = changes(then, now)
     if told:
         remedy = "give the recipe it began with, or another run directory"
         raise UserError(f"this run was begun with {told}", str(run), remedy)
 
 
 def _bound(recipe: Recipe) -> dict[str, str]:
-    """The settings that decide a run's numbers, as `--set` writes them: names such as `stage.0.steps`."""
-    sections = [(field.name, getattr(recipe, field.name)) for field in dataclasses.fields(recipe)]
-    sections = [(name, part) for name, part in sections if name != "stage"]
-    sections += [(f"stage.{number}", part) for number, part in enumerate(recipe.stage)]
-    return {
-        f"{name}.{key}": json.dumps(value)
-        for name, part in sections
-        for key, value in dataclasses.asdict(part).items()
-        if key not in FREE
-    }
+    """The settings that decide a run's numbers."""
+    return {name: value for name, value in flat(recipe).items() if name.rpartition(".")[2] not in FREE}
 
 
 def load_config(run: str | Path) -> BertConfig:

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bert_jax.tasks.answer_scores import best_threshold
+from bert_jax.tasks.answer_scores import LONE, best_threshold
 from bert_jax.tasks.examples import Example
 
 _SAMPLE = 2_000  # training questions on which the threshold is chosen
 _AROUND = 12  # words on either side of a span that may be those of the question
 
-# Scripts of which each character is a word here: Thai to Lao, Burmese, Khmer, kana, Han, Hangul.
-LONE = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORD = re.compile(rf"[{LONE}]|[^\W_{LONE}]+|[^\w\s]")
 
 

@@ -1,4 +1,4 @@
-"""Answers compared as SQuAD compares them, written from its definition. NumPy."""
+"""Answers compared as SQuAD compares them, written from its definition, and by characters. NumPy."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ import numpy as np
 
 from bert_jax.errors import UserError
 
+# Scripts of which each character is a word here: Thai to Lao, Burmese, Khmer, kana, Han, Hangul.
+LONE = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
+
 _PUNCTUATION = frozenset(string.punctuation)
+_CHARACTERS = re.compile(rf"[{LONE}]|[^\W_{LONE}]+")
 
 
 def question_answering(gold: Sequence[Sequence[str]], predicted: Sequence[str]) -> dict[str, float]:
-    """exact and f1 as SQuAD defines them (Rajpurkar et al. 2016; 2018 for questions without an answer).
+    """exact and f1 as SQuAD defines them (Rajpurkar et al. 2016; 2018 for questions without an answer), character_f1.
 
     Texts are compared as `normal` makes them; f1 is of their words as a bag; the best of several right answers counts.
-    Where there is no right answer only "" is right. With both kinds of questions there are also has_answer_exact,
-    has_answer_f1 and no_answer_exact, of those alone.
+    character_f1 is the same where each character of Chinese and other scripts without blanks, and of Korean, is a word,
+    and no punctuation counts: f1 says hardly more of such answers than exact. Where there is no right answer only ""
+    is right. With both kinds of questions there are also has_answer_exact, has_answer_f1 and no_answer_exact, of those
+    alone.
 
     Args:
         gold: all right texts of each question; none: it has no answer.
@@ -29,9 +35,9 @@ def question_answering(gold: Sequence[Sequence[str]], predicted: Sequence[str]) 
         raise UserError("there are no questions to measure", "task", "give a file with questions")
     scores = np.array([_answer_scores(right, text) for right, text in zip(gold, predicted, strict=True)])
     has = np.array([bool(right) for right in gold])
-    found = {"exact": float(scores[:, 0].mean()), "f1": float(scores[:, 1].mean())}
+    found = dict(zip(("exact", "f1", "character_f1"), scores.mean(0).tolist(), strict=True))
     if has.any() and not has.all():
-        exact, f1 = scores[has].mean(0)
+        exact, f1, _ = scores[has].mean(0)
         found |= {"has_answer_exact": float(exact), "has_answer_f1": float(f1)}
         found["no_answer_exact"] = float(scores[~has, 0].mean())
     return found
@@ -66,11 +72,13 @@ def normal(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
-def _answer_scores(gold: Sequence[str], predicted: str) -> tuple[float, float]:
-    """exact and f1 of one question. What is nothing once normal counts as no answer, on both sides."""
+def _answer_scores(gold: Sequence[str], predicted: str) -> tuple[float, float, float]:
+    """exact, f1 and character_f1 of one question. What is nothing once normal counts as no answer, on both sides."""
     given = normal(predicted)
     rights = [right for right in map(normal, gold) if right] or [""]
-    return float(given in rights), max(_overlap(right.split(), given.split()) for right in rights)
+    f1 = max(_overlap(right.split(), given.split()) for right in rights)
+    by_character = max(_overlap(_CHARACTERS.findall(right), _CHARACTERS.findall(given)) for right in rights)
+    return float(given in rights), f1, by_character
 
 
 def _overlap(right: list[str], given: list[str]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,9 @@ class Example:
     tags: tuple[str, ...] | None = None
     answers: tuple[Answer, ...] | None = None
     spans: tuple[tuple[int, int, int], ...] = ()
+
+    def gold(self) -> dict[str, Any]:
+        """What is right, for JSON beside a prediction: `gold`, and `gold_tags`; none of what is not known."""
+        right = [answer.text for answer in self.answers] if self.answers is not None else self.label
+        told = {"gold": right, "gold_tags": None if self.tags is None else list(self.tags)}
+        return {name: value for name, value in told.items() if value is not None}

@@ -27,7 +27,20 @@ def table_examples(
         UserError: a column is not there, or a row has no text, no label or none that can be; says the line.
     """
     chosen = choose(table, family, columns, labelled, plain)
+    if table.headed and chosen.target is not None and family != "qa":
+        _check_header(table, chosen.target, family)
     return [_example(row, str(i), chosen, family, columns, labelled) for i, row in enumerate(table.rows)]
+
+
+def _check_header(table: Table, target: str, family: str) -> None:
+    """Raises UserError where the line of names is an example, by what stands in its place for the label."""
+    numbers = family in ("regression", "embedding")
+    if _is_number(target) if numbers else target in {row.values[target].strip() for row in table.rows}:
+        raise UserError(
+            f"the first line is taken for names of columns, and {target!r} in it is a label",
+            table.where,
+            "set header = false in [task], and name columns by their numbers from 0 on",
+        )
 
 
 def _example(row: Row, number: str, chosen: Chosen, family: str, columns: ColumnSettings, labelled: bool) -> Example:
@@ -168,12 +181,15 @@ def _choice(label: str | None, beside: list[Any], number: int, where: str) -> st
 
 
 def _number(label: str, where: str) -> None:
-    try:
-        finite = math.isfinite(float(label))
-    except ValueError:
-        finite = False
-    if not finite:
+    if not _is_number(label):
         raise UserError(f"the label {label!r} is no finite number", where, "give a number, as 3.5, or drop the row")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _answers(row: Row, key: str, context: str, labelled: bool) -> tuple[Answer, ...] | None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.tasks.answer_floors import LONE, bag_of_words_answers, majority_answers
+from bert_jax.tasks.answer_floors import bag_of_words_answers, majority_answers
 from bert_jax.tasks.answer_floors import words as words_of
+from bert_jax.tasks.answer_scores import LONE
 from bert_jax.tasks.examples import Example
 from bert_jax.tasks.metrics import library
 

@@ -21,7 +21,7 @@ METRICS = {
     "regression": ("pearson", "spearman", "mse"),
     "choice": ("accuracy",),
     "tagging": ("accuracy", *_SPANS),
-    "qa": ("exact", "f1", "has_answer_exact", "has_answer_f1", "no_answer_exact"),
+    "qa": ("exact", "f1", "character_f1", "has_answer_exact", "has_answer_f1", "no_answer_exact"),
     "intent_slots": ("intent_accuracy", "slot_f1", "whole_accuracy"),
     "embedding": ("spearman", "accuracy_at_1", "mrr"),
 }

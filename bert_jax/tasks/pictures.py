@@ -144,7 +144,9 @@ def curves(path: str | Path, fits: Sequence[Fit], metric: str) -> None:
     _save(figure, Path(path))
 
 
-def table(path: str | Path, rows: Sequence[Row], metric: str, floors: Mapping[str, float] | None = None) -> None:
+def table(
+    path: str | Path, rows: Sequence[Row], metric: str, split: str, floors: Mapping[str, float] | None = None
+) -> None:
     """Mean ± standard deviation of each row of a sweep, its scores as dots and floors as lines, as a PNG."""
     figure = _figure(3.4 + 0.95 * len(rows), 4.6)
     panel = figure.subplots()
@@ -169,7 +171,7 @@ def table(path: str | Path, rows: Sequence[Row], metric: str, floors: Mapping[st
             label.set(horizontalalignment="right", rotation_mode="anchor")
     panel.set_xlim(-0.75, len(rows) - 0.4)
     panel.margins(y=0.12)
-    panel.set(title=f"{_told(metric)}: mean ± standard deviation of seeds")
+    panel.set_title(f"{_told(metric)} on {split}\nmean ± deviation; dots: seeds", fontsize="medium")
     panel.grid(axis="y", alpha=0.25)
     if floors:
         figure.legend(loc="outside lower center", ncols=min(len(floors), 2), frameon=False, fontsize="small")

@@ -7,8 +7,10 @@ what, in columns.py, and what stands in it, in fields.py.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from bert_jax.errors import UserError
 from bert_jax.tasks import conll
@@ -17,7 +19,7 @@ from bert_jax.tasks.fields import table_examples
 from bert_jax.tasks.files import STANDARD_INPUT, find, lines, read_text, told
 from bert_jax.tasks.settings import ColumnSettings, TaskRecipe, TaskSettings
 from bert_jax.tasks.squad import read_squad
-from bert_jax.tasks.tables import Row, Table, read_csv, read_jsonl, read_tsv
+from bert_jax.tasks.tables import Row, Table, read_csv, read_jsonl, read_tsv, table_of
 
 ENDINGS = {
     ".tsv": "tsv",
@@ -125,6 +127,21 @@ def read_inputs(path: Path | str, family: str, columns: ColumnSettings | None = 
     return table_examples(read_jsonl(source), family, columns or ColumnSettings(), labelled=False, plain=True)
 
 
+def read_objects(objects: Sequence[Any], family: str, columns: ColumnSettings | None = None) -> list[Example]:
+    """Examples to predict, as `read_inputs` takes them from lines; `where` counts them from 0 on.
+
+    Raises:
+        UserError: one is no object, or has no such key; lists the keys there are.
+    """
+    rows = []
+    for number, one in enumerate(objects):
+        if not isinstance(one, Mapping):
+            remedy = "give a text, or a dict of its parts"
+            raise UserError(f"this is {type(one).__name__}", f"examples[{number}]", remedy)
+        rows.append(Row(f"examples[{number}]", dict(one)))
+    return table_examples(table_of("examples", rows), family, columns or ColumnSettings(), labelled=False, plain=True)
+
+
 def _format(path: Path) -> str:
     if path.is_dir():
         return "utterances"
@@ -142,7 +159,7 @@ def _table(path: Path, kind: str, task: TaskSettings) -> Table:
     if kind == "tsv":
         return read_tsv(path, task.header, task.quotes)
     if kind == "csv":
-        return read_csv(path, task.header)
+        return read_csv(path, task.header, task.delimiter)
     if kind == "jsonl":
         return read_jsonl(path)
     rows = []

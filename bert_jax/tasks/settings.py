@@ -35,8 +35,9 @@ class TaskSettings:
     A file may be there as it is named or with `.gz` behind it. `format` is one of `tsv`, `csv`, `jsonl`, `conll`
     (columns, a blank line between sentences), `conllu`, `squad` (json), `utterances` (a directory of seq.in, seq.out
     and label), `label_text` (a label, a blank and a text a line) and `word_tag` (a sentence a line, each word as
-    word##TAG); "auto" goes by the name. `header` says whether the first line of tsv and csv names columns. `quotes` is
-    whether fields of a tsv may be in double quotes; those of a csv always may.
+    word##TAG); "auto" goes by the name. `header` says whether the first line of tsv and csv names columns. `delimiter`
+    stands between the fields of a csv. `quotes` is whether fields of a tsv may be in double quotes; those of a csv
+    always may.
 
     `dev_share` above 0 holds so much of the training file out where there is no dev file. `train_limit`, `dev_limit`
     and `test_limit` keep so many examples, drawn with `sample_seed` (0: all).
@@ -53,6 +54,7 @@ class TaskSettings:
     test: str = ""
     format: str = "auto"
     header: bool = True
+    delimiter: str = ","
     quotes: bool = False
     metric: str = ""
     length: int = 128
@@ -71,7 +73,11 @@ class TaskSettings:
         one_of(self, "task", "family", FAMILIES)
         one_of(self, "task", "format", FORMATS)
         one_of(self, "task", "unseen", ("error", "wrong"))
+        if self.scheme == "IOB2":
+            raise UserError("scheme = 'IOB2' is called BIO here", "task", 'give scheme = "BIO"')
         one_of(self, "task", "scheme", ("", "IOB1", "BIO", "IOBES", "BMES"))
+        if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
+            raise UserError(f"delimiter = {self.delimiter!r} is not one character", "task", 'give one such as ";"')
         in_range(self, "task", length=(8, 1e6), stride=(0, 1e6), question=(1, 1e6), answer=(1, 1e6), dev_share=(0, 0.9))
         in_range(self, "task", train_limit=(0, 1e12), dev_limit=(0, 1e12), test_limit=(0, 1e12))
         if self.family in ("tagging", "qa") and self.stride >= self.length:  # the others cut long texts
@@ -182,7 +188,8 @@ class FineTuneSettings:
         for name in ("learning_rates", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values) or min(values) < 0:
-                raise UserError(f"{name} = {list(values)} is no sweep", "train", "give numbers that all differ")
+                remedy = "give numbers that all differ, none of them below 0"
+                raise UserError(f"{name} = {list(values)} is no sweep", "train", remedy)
 
     @property
     def top(self) -> int | None:

@@ -24,12 +24,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one file, and every name that one of them has. `numbered` is whether columns have numbers as well."""
+    """Rows of one file, and every name that one of them has.
+
+    `numbered` is whether columns have numbers as well, `headed` whether their names are the file's first line.
+    """
 
     where: str
     names: tuple[str, ...]
     rows: list[Row]
     numbered: bool
+    headed: bool = False
 
     def key(self, name: str) -> str | None:
         """The column that a name or a number from 0 on (negative: from the end) stands for; None: there is none."""
@@ -53,13 +57,15 @@ def read_tsv(path: Path, header: bool, quotes: bool) -> Table:
     return _table(path, rows, header, "write one tab between fields, or set quotes = true where quotes are around them")
 
 
-def read_csv(path: Path, header: bool) -> Table:
-    """A table of fields with commas between, those in double quotes free to hold commas, line breaks and quotes, twice.
+def read_csv(path: Path, header: bool, delimiter: str) -> Table:
+    """A table of fields with commas between, or another delimiter; those in double quotes are free to hold it, line
+    breaks, and quotes, twice.
 
     Raises:
         UserError: a row has another number of fields than the first, a quote does not end; says the line.
     """
-    return _table(path, _quoted(path, ","), header, "put a field that holds a comma into double quotes")
+    remedy = f"put a field that holds {'a comma' if delimiter == ',' else repr(delimiter)} into double quotes"
+    return _table(path, _quoted(path, delimiter), header, remedy)
 
 
 def _quoted(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -97,7 +103,7 @@ def _table(path: Path, rows: Iterator[tuple[int, list[str]]], header: bool, reme
         found.append(Row(where, dict(zip(names, fields, strict=True))))
     if not found:
         raise UserError("the table has a header and no rows", told(path), "give a file with examples")
-    return Table(told(path), tuple(names), found, numbered=True)
+    return Table(told(path), tuple(names), found, numbered=True, headed=header)
 
 
 def read_jsonl(path: Path) -> Table:
@@ -118,8 +124,13 @@ def read_jsonl(path: Path) -> Table:
         if not isinstance(value, dict):
             raise UserError("this is not a JSON object", where, 'write {"key": value} on each line') from None
         rows.append(Row(where, value))
+    return table_of(told(path), rows)
+
+
+def table_of(where: str, rows: list[Row]) -> Table:
+    """A table of objects; keys of those inside others are named with dots."""
     names = dict.fromkeys(name for row in rows for name in _names(row.values, ""))
-    return Table(told(path), tuple(names), rows, numbered=False)
+    return Table(where, tuple(names), rows, numbered=False)
 
 
 def _names(value: Any, prefix: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ def test_a_trained_classifier_goes_out_proved_and_says_the_same_there(
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["finetune", recipe, "--model", encoder, "--data", tmp_path, "--run", run, "--no-random-twin"]
     assert main([str(word) for word in command]) == 0
-    assert main(["export", str(run / "model"), str(out), "--prove"]) == 0
+    assert main(["export", str(run), str(out), "--prove"]) == 0
     assert "proved with" in capsys.readouterr().out and json.loads((out / "proof.json").read_text())["passed"]
     model = transformers.AutoModelForSequenceClassification.from_pretrained(out)
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)

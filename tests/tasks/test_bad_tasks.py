@@ -134,6 +134,20 @@ TABLES = [
         file="a.csv",
     ),
     Case(
+        "an example in the line of names",
+        "good\t1\nfine\t1\nbad\t0\n",
+        "a.tsv: the first line is taken for names of columns, and '1' in it is a label; set header = false in [task]",
+        "columns.text_a=0 columns.label=-1",
+    ),
+    Case(
+        "a number in the line of names",
+        "good\t3.5\nbad\t0\n",
+        "a.tsv: the first line is taken for names of columns, and '3.5' in it is a label",
+        f"{NUMBER} columns.text_a=0 columns.label=-1",
+    ),
+    Case("two delimiters", GOOD, "task: delimiter = ';;' is not one character; give one such as", "task.delimiter=;;"),
+    Case("another name of BIO", GOOD, "task: scheme = 'IOB2' is called BIO here; give", "task.scheme=IOB2"),
+    Case(
         "a wrong column",
         GOOD,
         "a.tsv: there is no column 'text'; set text_a in [columns]; there are 'sentence', "

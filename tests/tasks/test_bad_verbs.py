@@ -131,11 +131,10 @@ def without_layers(folder: Path) -> None:
     save_file({name: tensor for name, tensor in tensors.items() if name != "layers/mlp/up/kernel"}, path)
 
 
-def run_as_model(folder: Path) -> None:
-    """The run of another fine-tuning, where its model is meant."""
+def unfinished_run(folder: Path) -> None:
+    """The run of another fine-tuning, before its model stands."""
     (folder / "encoder").rename(folder / "tuned")
     (folder / "encoder").mkdir()
-    (folder / "tuned").rename(folder / "encoder" / "model")
     for name in ("task.toml", "inputs.json"):
         (folder / "encoder" / name).write_text("{}")
 
@@ -237,9 +236,9 @@ MODELS = [
     ),
     Case("no encoder", lambda folder: (folder / "encoder").rename(folder / "moved"), "encoder: this does not exist"),
     Case(
-        "a fine-tuning where its model is meant",
-        run_as_model,
-        "encoder: this is a fine-tuning; give the model in it, encoder/model",
+        "a fine-tuning without its model",
+        unfinished_run,
+        "encoder: this fine-tuning is not finished; run the same `bert-jax finetune` again",
     ),
 ]
 RECIPES = [
@@ -249,8 +248,7 @@ RECIPES = [
         "task.length: length = 65, where the position table has 64; give --set task.length=64",
         "task.length=65",
     ),
-    Case("a layer that is not there", nothing, "readout.layers: there is no layer 2; choose", 'readout.layers=\\"2\\"'),
-    Case("a layer without quotes", nothing, 'readout.layers: 2 is no str; write "2", in quotes', "readout.layers=2"),
+    Case("a layer that is not there", nothing, "readout.layers: there is no layer 2; choose", "readout.layers=2"),
     Case(
         "four layers of one",
         nothing,

@@ -177,7 +177,25 @@ def test_texts_are_made_normal(text: str, wanted: str) -> None:
     ],
 )
 def test_answers_score_as_squad_defines(gold: list[str], predicted: str, exact: float, f1: float) -> None:
-    assert metrics.question_answering([gold], [predicted]) == {"exact": exact, "f1": pytest.approx(f1)}
+    scores = metrics.question_answering([gold], [predicted])
+    assert scores == {"exact": exact, "f1": pytest.approx(f1), "character_f1": pytest.approx(f1)}
+
+
+@pytest.mark.parametrize(
+    ("gold", "predicted", "exact", "f1", "character_f1"),
+    [
+        ("北京大学", "北京", 0, 0, 2 * 2 / (4 + 2)),
+        ("「北京」", "北京", 0, 0, 1),  # punctuation that SQuAD does not know
+        ("1998年9月", "1998年", 0, 0, 2 * 2 / (4 + 2)),  # 1998, 年, 9, 月
+        ("서울 시장", "서울의 시장", 0, 0.5, 2 * 4 / (4 + 5)),
+        ("well-known", "well known", 0, 0, 0),  # wellknown, as SQuAD has it
+    ],
+)
+def test_answers_without_blanks_score_by_characters(
+    gold: str, predicted: str, exact: float, f1: float, character_f1: float
+) -> None:
+    scores = metrics.question_answering([[gold]], [predicted])
+    assert scores == pytest.approx({"exact": exact, "f1": f1, "character_f1": character_f1})
 
 
 def test_questions_with_and_without_answers_are_told_apart() -> None:

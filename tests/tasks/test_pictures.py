@@ -79,7 +79,7 @@ def test_the_best_epoch_has_a_ring(tmp_path: Path, drawn: list[Figure], metric: 
 
 def test_a_table_has_deviations_and_floors(tmp_path: Path, drawn: list[Figure]) -> None:
     rows = [Row("2e-05", [0.8, 0.9]), Row("a rather long name of a row", [0.7])]
-    pictures.table(tmp_path / "table.png", rows, "accuracy", {"majority": 0.5, "bag of words": 0.6})
+    pictures.table(tmp_path / "table.png", rows, "accuracy", "test", {"majority": 0.5, "bag of words": 0.6})
     assert is_png(tmp_path / "table.png")
     assert texts(drawn[0]) == ["0.850\n±0.071", "0.700"]
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["majority 0.500", "bag of words 0.600"]

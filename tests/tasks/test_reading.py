@@ -39,6 +39,11 @@ def test_csv_keeps_line_breaks_commas_and_quotes_of_a_field(tmp_path: Path) -> N
     assert first.where.endswith("a.csv, line 2") and second.where.endswith("a.csv, line 5")
 
 
+def test_a_csv_may_have_another_delimiter(tmp_path: Path) -> None:
+    (first,) = read(tmp_path, "a.csv", 'sentence;label\n"fine, he said; yes";1,0\n', delimiter=";")
+    assert (first.texts, first.label) == (("fine, he said; yes",), "1,0")
+
+
 def test_quotes_of_a_tsv_are_characters_unless_asked_for(tmp_path: Path) -> None:
     text = 'text_a\ttext_b\tlabel\n"so" it is\t"\t1\n"a\tb\t0\n'
     plain = read(tmp_path, "a.tsv", text, family="pair")
