@@ -32,6 +32,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kept import Kept
 from bert_jax.api import open_model
 from bert_jax.tasks import audit, loop, metrics, predictions, sweep
 from bert_jax.tasks.reading import Splits, read_splits
@@ -65,7 +66,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-4, help="the learning rate (1e-4)")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--json", type=Path, help="write every fit there too")
+    parser.add_argument("--json", type=Path, help="write every fit there too, and go on from those that stand there")
     parser.add_argument("--worker", nargs=3, metavar=("SIDE", "FAMILY", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -76,16 +77,16 @@ def main() -> int:
     rows = [["family", "task", "metric", "here", "torch", "within 2 sd", "examples/s here", "torch", "ratio"]]
     rows[0] += ["s a fit here", "torch"]
     rows.append(["---"] * len(rows[0]))
-    found: list[dict[str, Any]] = []
+    free = ("families", "seeds", "json", "worker")
+    kept = Kept(args.json, {name: value for name, value in vars(args).items() if name not in free})
     for family in args.families:
         fits: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
         for seed in range(args.seeds):
             for side in SIDES:
-                fits[side].append(started(side, family, seed))
-                print(f"{family}, {side}, seed {seed}: {json.dumps(fits[side][-1])}", file=sys.stderr, flush=True)
-                found.append({"family": family, "side": side, "seed": seed, **fits[side][-1]})
-                if args.json:
-                    args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                name = f"{family}, {side}, seed {seed}"
+                fit = kept.get(name) or kept.put(name, started(side, family, seed))
+                fits[side].append(fit)
+                print(f"{name}: {json.dumps(fit)}", file=sys.stderr, flush=True)
         rows.append(row(family, fits))
     print(sweep.aligned(rows))
     return 0

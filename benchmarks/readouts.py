@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kept import Kept
 from bert_jax.api import open_model
 from bert_jax.config import BertConfig
 from bert_jax.convert.loaded import Loaded
@@ -44,14 +45,15 @@ def main() -> int:
     parser.add_argument("--dev", type=int, default=1000, help="examples to measure on, at most (1000)")
     parser.add_argument("--epochs", type=int, nargs=2, default=[20, 3], metavar=("HEAD", "ALL"))
     parser.add_argument("--rates", type=float, nargs=2, default=[1e-3, 1e-4], metavar=("HEAD", "ALL"))
-    parser.add_argument("--json", type=Path, help="write every fit there too")
+    parser.add_argument("--json", type=Path, help="write every fit there too, and go on from those that stand there")
     args = parser.parse_args()
     loaded = open_model(args.model)
     kinds = dict(zip(("head", "all"), zip(args.epochs, args.rates, strict=True), strict=True))
     trained = {
         what: FineTuneSettings(epochs=kinds[what][0], learning_rates=(kinds[what][1],), what=what) for what in args.what
     }
-    found: list[dict[str, Any]] = []
+    free = ("tasks", "what", "layers", "json")
+    kept = Kept(args.json, {name: value for name, value in vars(args).items() if name not in free})
     table: list[list[str]] = []
     for name in args.tasks:
         limits = [f"task.train_limit={args.train}", f"task.dev_limit={args.dev}", 'task.test=""']
@@ -61,14 +63,13 @@ def main() -> int:
             read = ReadoutSettings(layers=layers, tokens=tokens)
             cells, metric = [], metrics.headline(recipe.task.family, recipe.task.scheme, recipe.task.metric)
             for what, settings in trained.items():
-                fits = fitted(replace(recipe, readout=read, train=settings), splits, loaded, range(args.seeds))
-                told = {"task": name, "layers": layers, "tokens": tokens, "what": what, **fits}
-                print(json.dumps(told), file=sys.stderr, flush=True)
-                found.append(told)
+                told = f"{name}, {layers}, {tokens}, {what}"
+                if (fits := kept.get(told)) is None:
+                    asked = replace(recipe, readout=read, train=settings)
+                    fits = kept.put(told, fitted(asked, splits, loaded, range(args.seeds)))
+                print(f"{told}: {json.dumps(fits)}", file=sys.stderr, flush=True)
                 cells += [sweep.told(fits["scores"]), f"{fits['seconds'] / args.seeds:,.1f}"]
             table.append([name, metric.replace("_", " "), layers, tokens, *cells])
-            if args.json:
-                args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     titles = ["task", "metric", "layers", "tokens"]
     for what in trained:
         titles += [{"head": "frozen", "all": "fine-tuned"}[what], "s a fit"]

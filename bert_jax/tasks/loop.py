@@ -265,20 +265,21 @@ def outputs_of(
     found: Outs = [{} for _ in rows]
     for batch in _all(net, rows, features, pad):
         out = jax.device_get(_outputs(params, batch.arrays, net=net))
-        for name, values in out.items():
-            for number, row, item in batch.places:
-                size = len(rows[number].ids) if net.family == "qa" else len(rows[number].items)
-                begin = _begin(batch, rows, number, row, item, net)
-                found[number][name] = values[row, begin : begin + size]
+        for number, line, own in _own(batch, rows, net):
+            found[number] = {name: values[line, own] for name, values in out.items()}
         told(len(batch.places))
     return found
 
 
-def _begin(batch: TaskBatch, rows: Sequence[TaskRow], number: int, row: int, item: int, net: Network) -> int:
-    """Where a row's outputs begin: at its first item, of qa at its first token."""
-    if net.family != "qa":
-        return item
-    return 0 if "features" in batch.arrays else int(batch.arrays["spans"][row, item, 0, 0])
+def _own(batch: TaskBatch, rows: Sequence[TaskRow], net: Network) -> Iterator[tuple[int, int, slice]]:
+    """Of each row in a batch its number, the line of the batch that holds it, and which outputs of that are its own: of
+    its items, of qa of its tokens."""
+    for number, line, item in batch.places:
+        begin, size = item, len(rows[number].items)
+        if net.family == "qa":
+            begin = 0 if "features" in batch.arrays else int(batch.arrays["spans"][line, item, 0, 0])
+            size = len(rows[number].ids)
+        yield number, line, slice(begin, begin + size)
 
 
 def compute_features(net: Network, params: Params, rows: Sequence[TaskRow], pad: int) -> list[np.ndarray]:
@@ -286,10 +287,8 @@ def compute_features(net: Network, params: Params, rows: Sequence[TaskRow], pad:
     found: list[np.ndarray] = [np.empty(0)] * len(rows)
     for batch in all_batches(rows, net.family, TOKENS, pad):
         values = jax.device_get(_features(params, batch.arrays, net=net))
-        for number, row, item in batch.places:
-            size = len(rows[number].ids) if net.family == "qa" else len(rows[number].items)
-            begin = _begin(batch, rows, number, row, item, net)
-            found[number] = values[row, begin : begin + size].copy()
+        for number, line, own in _own(batch, rows, net):
+            found[number] = values[line, own].copy()
     return found
 
 
