@@ -7,20 +7,12 @@ are kept, and those that were running begin anew.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
 import time
-import tomllib
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import jax
-import numpy as np
 
 from bert_jax import fine_tuned
 from bert_jax.api import open_model
@@ -28,16 +20,16 @@ from bert_jax.convert import task_model
 from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.origin import origin
 from bert_jax.errors import UserError, counted
-from bert_jax.settings import build, changes, flat, to_toml
-from bert_jax.store import rundir
+from bert_jax.settings import to_toml
+from bert_jax.store import rundir, taskdir
 from bert_jax.store.clock import duration
-from bert_jax.tasks import audit, cells, floors, metrics, pictures, sweep
+from bert_jax.tasks import audit, cells, metrics, summary, sweep
 from bert_jax.tasks.cells import Job, Prepared
 from bert_jax.tasks.network import Params
 from bert_jax.tasks.reading import Splits, read_splits
 from bert_jax.tasks.settings import TaskRecipe, load_task_recipe
-from bert_jax.tasks.sweep import Cell, Line, Result
-from bert_jax.tasks.task import Asked, Judged, judge, labelled, scores
+from bert_jax.tasks.sweep import Cell, Result
+from bert_jax.tasks.task import Judged, judge
 
 QUIET = 30.0  # seconds between lines where there is no terminal
 
@@ -141,67 +133,38 @@ def finetune(
         still = ", and stays so" if recipe.train.what == "head" else ""
         print(f"  the encoder has no pooler: [CLS] goes through a random one{still} (not with readout.tokens=first)")
     job = Job(main, stages, metric, model.loaded.params)
-    with opened(run, recipe, before, model, [main, *stages]):
+    files = [item for one in (main, *stages) for item in one.splits.files.items()]
+    encoder = {name: file["sha256"] for name, file in model.origin["files"].items()}
+    with taskdir.opened(run, [recipe, *before], files, encoder):
         # ------------------------------------------------------------------------------------------------- the sweep
-        compile_once(run)
+        taskdir.compile_once(run)
         results, best_params = [], None
         for cell in sweep.cells(recipe.train):
             result, params = result_of(run, job, cell)
             results.append(result)
             if sweep.best_cell(results, metric) is result:  # the only parameters that are kept in memory
                 best_params = params
-        rate = sweep.best_rate(results, metric)
         seeds = recipe.train.seeds if twin else ()
+        rate = sweep.best_rate(results, metric)
         twins = [result_of(run, job, Cell("random", rate, seed))[0] for seed in seeds]
-        # ------------------------------------------------------------------------------------------------ the model
+        # ---------------------------------------------------------------------------------- the model and the report
         best = sweep.best_cell(results, metric)
         keep(run, job, best, best_params, model)
-        # ---------------------------------------------------------------------------------------------- the report
-        on = "test" if splits.test else "dev" if splits.dev else "train"
-        examples = getattr(splits, on)
-        measured = dict.fromkeys((on, "dev")) if splits.dev else (on,)
-        floored = {split: floor_scores(main, split, audited) for split in measured}
-        lines = sweep.lines_of([*results, *twins], metric)
-        for name in floored[on]:
-            by_split = {split: (found[name][metric],) for split, found in floored.items()}
-            lines.append(Line(name, by_split.get("dev", ()), by_split.get("test", ())))
-        found = judge_kept(run, main, on)
-        report: dict[str, Any] = {
-            "metric": metric,
-            "chosen": {"cell": best.cell.name, "best rate": rate, "dev": best.dev, "test": best.test},
-            "cells": [sweep.as_json(result) for result in [*results, *twins]],
-            "floors": floored,
-            "data": facts,
-        }
-        if audited and on != "train":
-            alone = audit.without_overlap(splits.train, examples)
-            apart_from = {id(example) for example in alone}  # ids of a file may stand there twice
-            pairs = zip(examples, found.predictions, strict=True)
-            apart = [one for example, one in pairs if id(example) in apart_from]
-            if alone and labelled(alone, task.family):
-                value = scores(main.asked, alone, apart)[metric]
-                report["without overlap"] = {"examples": len(alone), metric: value}
-                lines.append(Line("chosen model, without what is in train", *_on(on, value)))
-        text = sweep.table(lines, metric)
-        rundir.write_json(run / "report.json", report)
-        rundir.write_text(run / "table.md", text + "\n")
-        told = [{**one, **e.gold()} for one, e in zip(found.predictions, examples, strict=True)]
+        on = summary.reported(main)
+        judged = judge_kept(run, main, on)
+        found = summary.summarize(main, metric, results, twins, judged, facts, audited)
+        table = sweep.table(found.lines, metric)
+        told = [{**one, **e.gold()} for one, e in zip(judged.predictions, getattr(splits, on), strict=True)]
+        rundir.write_json(run / "report.json", found.report)
+        rundir.write_text(run / "table.md", table + "\n")
         rundir.write_text(run / f"predictions-{on}.jsonl", _json_lines(told))
         try:
-            draw(run, main.asked, results, lines, metric, on, examples, found)
+            summary.draw(run, main, found, results, judged)
         except OSError as error:
             print(f"{run}: the pictures cannot be written ({error.strerror})")
-    print(text)
+    print(table)
     print(f"{run / 'model'}: {best.cell.name}; predictions, tables and pictures beside it", flush=True)
-    twin_line = next((line for line in lines if line.name.startswith("random")), Line("", (), ()))
-    model_line = next(line for line in lines if line.name == f"rate {rate:g}")
-    return [
-        metric,
-        f"{rate:g}",
-        *(sweep.told(scores) for scores in (model_line.dev, model_line.test)),
-        sweep.told(getattr(twin_line, on, ())),
-        *(f"{floored[on][name][metric]:.4f}" for name in ("majority", "bag of words")),
-    ]
+    return found.row
 
 
 # --------------------------------------------------------------------------------------------- what is checked first
@@ -253,87 +216,7 @@ def say_facts(facts: dict[str, Any]) -> None:
             print(f"  {split} has {counted(len(names), term)} that train lacks: they count as wrong")
 
 
-@contextmanager
-def opened(
-    run: Path, recipe: TaskRecipe, before: Sequence[TaskRecipe], model: Model, tasks: Sequence[Prepared]
-) -> Iterator[None]:
-    """Hold the run directory: a new one, or one that was begun with the same recipe, encoder and data.
-
-    Rates and seeds alone may be others: what is fitted already is kept.
-
-    Args:
-        tasks: all whose files are read.
-
-    Raises:
-        UserError: it is another one's, holds something else, or another process is at work in it.
-    """
-    files = [(name, path) for task in tasks for name, path in task.splits.files.items()]
-    told = {
-        "recipes": [to_toml(one) for one in (recipe, *before)],
-        "data": [f"{name} {_sha256(path)}" for name, path in files],
-        "encoder": {name: file["sha256"] for name, file in model.origin["files"].items()},
-    }
-    here = run / "inputs.json"
-    begun = run.is_dir() and here.is_file()
-    if not begun and run.exists() and (not run.is_dir() or any(not unfinished(path) for path in run.iterdir())):
-        raise UserError("this is there already, and no fine-tuning of ours", str(run), "choose another --run")
-    try:
-        (run / "cells").mkdir(parents=True, exist_ok=True)
-        holding = rundir.hold(run)
-    except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror})", str(run), "choose another --run") from None
-    with holding:
-        kept = rundir.read_json(here) if here.is_file() else told
-        if differs := _changed(kept["recipes"], [recipe, *before]):
-            raise UserError(f"this was begun with {differs}", str(run), "give what it began with, or another --run")
-        for name, what in (("data", "other data"), ("encoder", "another encoder")):
-            if kept[name] != told[name]:
-                raise UserError(f"this was begun with {what}", str(run), "give what it began with, or another --run")
-        rundir.write_text(run / "task.toml", to_toml(recipe))
-        rundir.write_json(here, told)
-        yield
-
-
-def _changed(kept: Sequence[str], given: Sequence[TaskRecipe]) -> str:
-    """What differs between recipes as TOML, the task's own the first, and those given; a sweep may grow.
-
-    What a kept one does not name, because it is older than the setting, has its default.
-    """
-    pairs = [(build(TaskRecipe, tomllib.loads(text), ""), one) for text, one in zip(kept, given, strict=False)]
-    for number, (then, now) in enumerate(pairs):
-        free = () if number else ("train.learning_rates", "train.seeds")
-        bound = [{name: value for name, value in flat(one).items() if name not in free} for one in (then, now)]
-        if differs := changes(*bound):
-            return f"{given[0].before[number - 1].recipe}: {differs}" if number else differs
-    return ""
-
-
-def unfinished(path: Path) -> bool:
-    """Whether this is what a kill can leave before it is on record whose directory it is."""
-    return path.name in ("cells", "lock", "task.toml") or path.name.startswith((".task.toml.", ".inputs.json."))
-
-
-def _sha256(path: Path) -> str:
-    """Of a file, or of those of a directory."""
-    digest = hashlib.sha256()
-    for part in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(part.read_bytes())
-    return digest.hexdigest()
-
-
 # -------------------------------------------------------------------------------------------------------- the fits
-
-
-def compile_once(run: Path) -> None:
-    """What is compiled here goes into the run directory, so that a second start runs the very same kernels."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        rundir.clear_torn(run)
-        jax.config.update("jax_compilation_cache_dir", str(run.absolute() / "compiled"))
-    # a sweep goes on without it, and tells of a full disk itself
-    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache", UserWarning)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
 
 
 def result_of(run: Path, job: Job, cell: Cell) -> tuple[Result, Params | None]:
@@ -417,53 +300,6 @@ def _in_lines(name: str) -> Callable[[int, int, float], None]:
             said = now
 
     return told
-
-
-# ------------------------------------------------------------------------------------------------------- the report
-
-
-def floor_scores(main: Prepared, split: str, audited: bool) -> dict[str, dict[str, float]]:
-    """The metrics of each floor on a split."""
-    task, examples = main.recipe.task, getattr(main.splits, split)
-    found = floors.floors(main.splits.train, examples, task.family, audited)
-    names = main.asked.labels.get("label", ())
-    return {name: metrics.measure(examples, one, task.family, task.scheme, names) for name, one in found.items()}
-
-
-def draw(
-    run: Path,
-    asked: Asked,
-    results: Sequence[Result],
-    lines: Sequence[Line],
-    metric: str,
-    on: str,
-    examples: Sequence[Any],
-    found: Judged,
-) -> None:
-    """curves.png, table.png and, where there are classes, confusion.png and calibration.png."""
-    if results[0].dev:
-        fits = [
-            pictures.Fit(r.cell.rate, r.cell.seed, [e["score"] for e in r.curve], [e["loss"] for e in r.curve])
-            for r in results
-        ]
-        pictures.curves(run / "curves.png", fits, metric)
-    split = on if on != "train" else "dev"
-    seeded = [line for line in lines if line.name.startswith(("rate", "random"))]
-    rows = [pictures.Row(line.name, getattr(line, split)) for line in seeded if getattr(line, split)]
-    others = {line.name: getattr(line, split)[0] for line in lines if line not in seeded and getattr(line, split)}
-    if rows:
-        pictures.table(run / "table.png", rows, metric, split, others)
-    names = asked.labels.get("label")
-    if names and labelled(examples, asked.task.family):
-        gold = [str(example.label) for example in examples]
-        pictures.confusion(run / "confusion.png", gold, [one["label"] for one in found.predictions], names)
-        chances = np.array([[one["probabilities"][name] for name in names] for one in found.predictions])
-        known = [n for n, name in enumerate(gold) if name in names]
-        pictures.calibration(run / "calibration.png", chances[known], np.array([names.index(gold[n]) for n in known]))
-
-
-def _on(split: str, value: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return ((value,), ()) if split == "dev" else ((), (value,))
 
 
 def _json_lines(rows: Sequence[Any]) -> str:
