@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from bert_jax import finetune
 from bert_jax.api import load, open_model
 from bert_jax.cli import main
 from bert_jax.convert import native
@@ -201,6 +202,20 @@ def test_sigterm_keeps_what_is_finished(world: World, tmp_path: Path) -> None:
         said = process.stderr.read()
     assert process.returncode == 75 and said == "bert-jax finetune: interrupted; run the same command again\n"
     assert files(tmp_path / "run/cells") and not (tmp_path / "run/table.md").exists()
+
+
+def test_progress_without_a_terminal_is_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None for the first step, which compiled, nor for the last, behind which the result is told."""
+    monkeypatch.setattr(finetune, "QUIET", 0.0)
+    told = finetune._in_lines("model-rate0.001-seed0")
+    for step in (1, 2, 3):
+        told(step, 3, 1.0 / step)
+    assert capsys.readouterr().out == "model-rate0.001-seed0: step 2/3, loss 0.500, ETA 0 min 00 s\n"
+    monkeypatch.setattr(finetune, "QUIET", 1e9)
+    finetune._in_lines("cell")(2, 3, 1.0)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_full_disk_is_told_and_what_was_finished_stays(world: World, tmp_path: Path) -> None:
