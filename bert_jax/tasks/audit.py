@@ -73,7 +73,8 @@ def check_labels(labels: dict[str, tuple[str, ...]], examples: Sequence[Example]
         told = ", ".join(f"{name!r} ({items[0].where})" for name, items in list(names.items())[:FEW])
         more = f" and {len(names) - FEW:,} more" if len(names) > FEW else ""
         what = f"{split} has {term} that train lacks: {told}{more}"
-        raise UserError(what, remedy="give train examples of them, rewrite them with labels in [columns], or drop them")
+        remedy = 'give train examples of them, rewrite them with labels in [columns], or set unseen = "wrong" in [task]'
+        raise UserError(what, remedy=remedy)
 
 
 def balance(examples: Sequence[Example], family: str) -> dict[str, dict[str, float]]:
