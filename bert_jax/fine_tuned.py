@@ -41,8 +41,9 @@ class FineTuned:
         Raises:
             UserError: an example is neither, or lacks a key.
         """
-        examples = list(examples)
         objects = [{"text": one} if isinstance(one, str) else one for one in examples]
+        if not objects:
+            return []
         found = read_objects(objects, self.asked.task.family, self.columns)
         return judge(self.asked, self.params, found).predictions
 

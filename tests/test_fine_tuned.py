@@ -113,7 +113,7 @@ def test_a_line_out_for_each_line_in_whatever_stands_beside_it(
 def test_the_api_says_what_predict_says(family: str, models: Callable[[str], Path], predict: Answers) -> None:
     lines = [line(family, one, labelled=False) for one in toy.examples(family, 4, seed=9)]
     model = load_task(models(family))
-    assert model.predict(lines) == predict(models(family), lines)
+    assert model.predict(lines) == predict(models(family), lines) and model.predict([]) == []
     if family == "single":
         assert model.predict(one["text"] for one in lines) == model.predict(lines)
     with pytest.raises(UserError, match=r"examples\[1\]: this is int; give a text, or a dict"):
