@@ -145,7 +145,7 @@ def examine_recipe(recipe: Recipe, data: Sequence[Dataset] = ()) -> list[Finding
         if data:
             found += _data_for_network(data[number], stage, number, config)
             found += _epochs(recipe, data[number], stage, number)
-    if data:
+    if data and not recipe.model.init_checkpoint:
         found += _plateau(recipe, data, config)
     found += _schedules(recipe)
     usual = f"{counted(recipe.steps, 'step')}: rates, warm-up and schedules are usual"
@@ -163,7 +163,7 @@ def _rate(recipe: Recipe, number: int, config: BertConfig) -> Iterator[Finding]:
         yield Finding("fail", "recipe", what.format(f"{ratio:,.0f} times"), f"it will diverge: {cure}")
     elif ratio > 15:
         yield Finding("warn", "recipe", what.format(f"{ratio:,.0f} times"), f"{cure}, or watch the first steps")
-    elif ratio < 1 / 15 and number == 0:
+    elif ratio < 1 / 15 and number == 0 and not recipe.model.init_checkpoint:
         yield Finding("warn", "recipe", what.format(f"1/{1 / ratio:,.0f} of"), f"it will learn slowly: {cure}")
     first = number == 0 or stage.restart
     if first and stage.warmup == 0 and stage.steps > 1:

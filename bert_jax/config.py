@@ -154,15 +154,20 @@ def preset(name: str, vocab_size: int, **overrides: Any) -> BertConfig:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """`[model]`: a preset, and what differs from it (0 means: as the preset has it)."""
+    """`[model]`: a preset, and what differs from it (0 means: as the preset has it).
+
+    `init_checkpoint` is a model of this shape to begin with, whatever `bert_jax.load` takes; empty: at random.
+    """
 
     preset: str = "base"
+    init_checkpoint: str = ""
     layers: int = 0
     width: int = 0
     heads: int = 0
     feed_forward: int = 0
     positions: int = 512
     activation: str = "gelu"
+    norm_epsilon: float = 1e-12
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
     init_std: float = 0.02
@@ -182,6 +187,7 @@ class ModelSettings:
             vocab_size,
             positions=self.positions,
             activation=self.activation,
+            norm_epsilon=self.norm_epsilon,
             hidden_dropout=self.hidden_dropout,
             attention_dropout=self.attention_dropout,
             init_std=self.init_std,

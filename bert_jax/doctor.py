@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_jax import warm_start
 from bert_jax.advice import Finding, examine_recipe, examine_split, usual_rate
 from bert_jax.config import Recipe, Stage, load_recipe, with_data, with_steps
 from bert_jax.data.batching import padded
@@ -107,6 +108,8 @@ def checks(recipe: Recipe | None, data: Path | None, run: Path | None, quick: bo
         asked.append(("space", partial(space, recipe, list(places), run)))
     if run and recipe and data:
         asked.append(("run", partial(continued, recipe, data, run)))
+    if recipe and data and recipe.model.init_checkpoint:
+        asked.append(("model", partial(begins_with, recipe, data)))
     if recipe:
         asked += [("mesh", partial(divisions, recipe)), ("recipe", partial(settings, recipe, places))]
         if not quick and places:
@@ -387,6 +390,13 @@ def continued(recipe: Recipe, data: Path, run: Path) -> list[Finding]:
     if not rundir.holds(run, recipe, config, manifests):
         return [Finding("ok", "run", f"{run} is free for a new run")]
     return [Finding("ok", "run", f"{run} holds a run of this recipe on these shards, which would go on")]
+
+
+def begins_with(recipe: Recipe, data: Path) -> list[Finding]:
+    """Whether the model that the run begins with fits its network and shards."""
+    stages, start = open_stages(with_data(recipe, str(data))), recipe.model.init_checkpoint
+    loaded = warm_start.open_fitting(start, check_stages(recipe, stages), stages[0].train.manifest.tokenizer)
+    return [Finding("ok", "model", f"{start} ({loaded.architecture}) fits the recipe and the shards")]
 
 
 def divisions(recipe: Recipe) -> list[Finding]:

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple, TextIO
 import jax
 import numpy as np
 
-from bert_jax import cost, flags
+from bert_jax import cost, flags, warm_start
 from bert_jax.config import BertConfig, Recipe, load_recipe, with_data, with_steps
+from bert_jax.convert.origin import origin
 from bert_jax.data.feed import ahead, noting, to_devices, until_error
 from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches
 from bert_jax.data.stages import OpenStage, check_stages, manifest_digests, open_stages
@@ -30,7 +31,7 @@ from bert_jax.errors import UserError, counted
 from bert_jax.model import attention, bert
 from bert_jax.settings import digest
 from bert_jax.store import rundir
-from bert_jax.store.checkpoint import Checkpoints, Damaged
+from bert_jax.store.checkpoint import Checkpoints, Damaged, saved_steps
 from bert_jax.store.clock import WAITING, Clock
 from bert_jax.store.closing import time_table, write_report
 from bert_jax.store.curves import Picture
@@ -115,6 +116,11 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     manifests = manifest_digests(stages)
     provenance = rundir.describe(digest(recipe), [sha256 for _, sha256 in manifests], dict(mesh.shape))
     provenance["flags"] = flags.recorded(os.environ)
+    start, given = recipe.model.init_checkpoint, None
+    open_given = partial(warm_start.open_fitting, start, config, stages[0].train.manifest.tokenizer)
+    if start and not saved_steps(run_dir):  # a run that has a save needs it no more
+        given = open_given()
+        provenance["init_checkpoint"] = origin(start, given)
     sources = [stage.path for stage in stages]
     held: list[TextIO] = []  # as long as this is alive, nobody else trains here
 
@@ -148,10 +154,13 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         run_dir, recipe.checkpoint.keep, recipe.checkpoint.failures, lambda line: report.say(line)
     )
     checkpoints.rehearse(shapes)
-    state, damaged = restore_newest(checkpoints, abstract)
+    state, news = restore_newest(checkpoints, abstract)
     if state is None:
         with sharding.on(mesh):
             state = jax.jit(make_state, out_shardings=places)()
+        if start:
+            state, lacked = warm_start.put_in(state, given or open_given(), config)
+            news.append(f"weights of {start}" + (f"; at random begin {', '.join(lacked)}" if lacked else ""))
     done = int(state.step)
     if first:
         rundir.cut_metrics(run_dir, done)
@@ -183,7 +192,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         f" {counted(stages[0].train.records, 'record')} of {stages[0].train.manifest.length} tokens;"
         + (f" continuing after step {done:,}" if done else f" {counted(recipe.steps, 'step')}")
     )
-    for note in [*damaged, *notes]:
+    for note in [*news, *notes]:
         report.say(note)
     if recipe.train.deterministic:
         report.say(flags.price(platform))
@@ -273,7 +282,8 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
             jax.block_until_ready(pending.metrics if pending else None)
 
     # -------------------------------------------------------------------------------------------------- the loop
-    owed = done and not processes.gather("measured", first and rundir.measured(run_dir, done), 600)[0]
+    # a model that is there is measured before the first step too
+    owed = (done or start) and not (processes.gather("measured", first and rundir.measured(run_dir, done), 600)[0])
     unread: list[UserError] = []  # records that the data thread cannot read: known some batches before their step
     pending: Pending | None = None
     stop, saved_at = False, time.monotonic()
@@ -288,7 +298,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
                 donate_argnums=0,
             )
             try:
-                if owed and begin < done <= end and due(done, stage):
+                if owed and begin < max(done, 1) <= end and due(done, stage):
                     evaluate(state, stage)
                 if done >= end:
                     continue

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_jax import warm_start
 from bert_jax.config import load_recipe, with_data, with_steps
 from bert_jax.data.feed import to_devices
 from bert_jax.data.stages import check_stages, open_stages
@@ -61,7 +62,12 @@ def run(args: argparse.Namespace) -> int:
     like = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
 
     with sharding.on(mesh):
-        state = _newest_before(args.run, args.step, like) or jax.jit(make_state, out_shardings=places)()
+        state = _newest_before(args.run, args.step, like)
+        if state is None:
+            state = jax.jit(make_state, out_shardings=places)()
+            if start := recipe.model.init_checkpoint:
+                given = warm_start.open_fitting(start, config, stages[0].train.manifest.tokenizer)
+                state, _ = warm_start.put_in(state, given, config)
         print(f"from step {int(state.step):,}", flush=True)
         for stage in stages:
             begin, end, settings = stage.first_step, stage.last_step, stage.settings

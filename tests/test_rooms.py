@@ -38,7 +38,8 @@ VERBS = {
 }
 MAY = {
     **NOUNS,
-    **dict.fromkeys(VERBS, (NOUNS.keys() - {"data_prep"}) | {"api"}),
+    **dict.fromkeys(VERBS, (NOUNS.keys() - {"data_prep"}) | {"api", "warm_start"}),
+    "warm_start": {"api", "config", "convert", "errors", "model", "train"},  # opens what `api` opens
     "api": NOUNS.keys() - {"data_prep"},
     "cli": {"errors"},  # and a verb, by its name
     "__init__": {"api", "config", "fine_tuned", "text"},  # when a name is used
@@ -46,7 +47,7 @@ MAY = {
 
 # Library → the rooms whose source may name it at all.
 LIBRARIES = {
-    "jax": {"data", "model", "train", "store", "convert", "tasks", "api", "footprint", *VERBS},
+    "jax": {"data", "model", "train", "store", "convert", "tasks", "api", "footprint", "warm_start", *VERBS},
     "flax": {"model", "train"},  # train/sharding.py sets the rules for the names that model/ gives to axes
     "optax": {"train", "tasks"},
     "orbax": {"store"},

@@ -246,14 +246,19 @@ class Checkpoints:
         )
 
 
+def saved_steps(run: str | Path) -> list[int]:
+    """The steps that a run has checkpoints of, in order; none where there is no run."""
+    path = Path(run) / "checkpoints"
+    return sorted(int(p.name) for p in path.iterdir() if p.name.isdigit()) if path.is_dir() else []
+
+
 def load_params(run: str | Path, step: int | None = None) -> tuple[dict[str, Any], int]:
     """The parameters of a run as NumPy arrays, and their step; the newest complete one unless told.
 
     Raises:
         UserError: no checkpoint, or not that step.
     """
-    path = (Path(run) / "checkpoints").absolute()
-    steps = sorted(int(p.name) for p in path.iterdir() if p.name.isdigit()) if path.is_dir() else []
+    path, steps = (Path(run) / "checkpoints").absolute(), saved_steps(run)
     if not steps:
         raise UserError("there is no checkpoint yet", str(run), "let it train to its first save")
     step = steps[-1] if step is None else step
