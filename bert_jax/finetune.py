@@ -185,8 +185,18 @@ def checked(recipe: TaskRecipe, splits: Splits) -> str:
             "task.dev",
             "name a file, or give task.dev_share=0.1, or one rate",
         )
-    scored = task.family == "embedding" and bool(splits.dev) and all(e.label is not None for e in splits.dev)
-    return metrics.headline(task.family, task.scheme, task.metric, scored)
+    measured = {name: examples for name in ("dev", "test") if (examples := getattr(splits, name))}
+    measured = measured or {"train": splits.train}
+    scored = {all(e.label is not None for e in examples) for examples in measured.values()}
+    if task.family == "embedding" and len(scored) > 1:
+        what = "one of dev and test has a number for every pair, the other has not: they cannot be measured alike"
+        raise UserError(what, "task", "give both numbers, or name a column that is not there in columns.label")
+    if task.family == "qa" and task.metric.startswith(("has_answer", "no_answer")):
+        for name, examples in measured.items():
+            if len({bool(e.answers) for e in examples}) < 2:
+                what = f"metric = {task.metric!r} is of questions with and without an answer, and {name} has one kind"
+                raise UserError(what, "task", 'choose "f1" or "exact"')
+    return metrics.headline(task.family, task.scheme, task.metric, scored == {True})
 
 
 def trained_before(data: Path, recipe: TaskRecipe) -> Splits:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -19,7 +20,11 @@ from bert_jax import finetune
 from bert_jax.api import load, open_model
 from bert_jax.cli import main
 from bert_jax.convert import native
+from bert_jax.errors import UserError
 from bert_jax.fine_tuned import load_task
+from bert_jax.tasks.examples import Answer, Example
+from bert_jax.tasks.reading import Splits
+from bert_jax.tasks.settings import FineTuneSettings, TaskRecipe, TaskSettings
 from tests.tasks import toy
 from tests.tasks.written import write_encoder, write_examples, write_lines, write_recipe, write_task
 from tests.world import bert_jax, flags
@@ -239,6 +244,22 @@ def test_a_full_disk_is_told_and_what_was_finished_stays(world: World, tmp_path:
 # --------------------------------------------------------------------------------------------------- what is refused
 
 
+def test_splits_that_cannot_be_measured_alike_are_refused() -> None:
+    pairs = [Example("0", "line 1", texts=("a", "b")), Example("1", "line 2", texts=("a", "b"), label="1.5")]
+    recipe = TaskRecipe(TaskSettings(family="embedding"), train=FineTuneSettings(learning_rates=(1e-3,)))
+    assert finetune.checked(recipe, Splits(pairs, pairs[1:], pairs[1:])) == "spearman"
+    assert finetune.checked(recipe, Splits(pairs, pairs[:1], [])) == "accuracy_at_1"
+    assert finetune.checked(recipe, Splits(pairs, [], pairs[1:])) == "spearman"
+    with pytest.raises(UserError, match="one of dev and test has a number for every pair, the other has not"):
+        finetune.checked(recipe, Splits(pairs, pairs[1:], pairs[:1]))
+
+    asked = [replace(pairs[0], answers=answers) for answers in ((), (Answer("b", 0),))]
+    recipe = TaskRecipe(TaskSettings(family="qa", metric="has_answer_f1"))
+    assert finetune.checked(recipe, Splits(asked, asked, [])) == "has_answer_f1"
+    with pytest.raises(UserError, match="with and without an answer, and dev has one kind"):
+        finetune.checked(recipe, Splits(asked, asked[:1], asked))
+
+
 def test_another_recipe_data_or_encoder_is_refused(world: World, tmp_path: Path, refused: Callable[..., str]) -> None:
     before = files(world.straight)
     said = refused(*world.command(world.straight, "--set", "train.epochs=3"))
@@ -364,6 +385,7 @@ def test_a_task_before_another_hands_on_its_encoder(world: World, tmp_path: Path
     kept = load_task(tmp_path / "again").params
     assert np.abs(kept["embeddings"]["word"] - word).max() > 1e-4
     assert kept["classifier"]["kernel"].shape[1] == 3
+    finish(*world.command(tmp_path / "again", *ONE, "--set", "train.seeds=[0, 1]", recipe=last))  # of both, as all is
 
     first.write_text(first.read_text() + '\n[[before]]\nrecipe = "single.toml"\n')
     said = refused(*world.command(tmp_path / "more", recipe=last))

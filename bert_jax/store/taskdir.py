@@ -70,9 +70,10 @@ def _changed(kept: Sequence[str], given: Sequence[Any]) -> str:
     """
     for number, (text, now) in enumerate(zip(kept, given, strict=False)):
         then = build(type(now), tomllib.loads(text), "")
-        bound = [
-            {name: one for name, one in flat(recipe).items() if number or name not in FREE} for recipe in (then, now)
-        ]
+        bound = [{name: one for name, one in flat(recipe).items() if name not in FREE} for recipe in (then, now)]
+        if number:  # of what comes before, the first rate is used
+            for names, recipe in zip(bound, (then, now), strict=True):
+                names["train.learning_rates.0"] = str(recipe.train.learning_rates[0])
         if differs := changes(*bound):
             return f"{given[0].before[number - 1].recipe}: {differs}" if number else differs
     return ""

@@ -14,6 +14,7 @@ from bert_jax.errors import UserError
 # Scripts of which each character is a word here: Thai to Lao, Burmese, Khmer, kana, Han, Hangul.
 LONE = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 
+_MEASURES = ("exact", "f1", "character_f1")
 _PUNCTUATION = frozenset(string.punctuation)
 _CHARACTERS = re.compile(rf"[{LONE}]|[^\W_{LONE}]+")
 
@@ -35,7 +36,7 @@ def question_answering(gold: Sequence[Sequence[str]], predicted: Sequence[str]) 
         raise UserError("there are no questions to measure", "task", "give a file with questions")
     scores = np.array([_answer_scores(right, text) for right, text in zip(gold, predicted, strict=True)])
     has = np.array([bool(right) for right in gold])
-    found = dict(zip(("exact", "f1", "character_f1"), scores.mean(0).tolist(), strict=True))
+    found = dict(zip(_MEASURES, scores.mean(0).tolist(), strict=True))
     if has.any() and not has.all():
         exact, f1, _ = scores[has].mean(0)
         found |= {"has_answer_exact": float(exact), "has_answer_f1": float(f1)}
@@ -44,14 +45,18 @@ def question_answering(gold: Sequence[Sequence[str]], predicted: Sequence[str]) 
 
 
 def best_threshold(
-    no_answer_scores: Sequence[float] | np.ndarray, texts: Sequence[str], gold: Sequence[Sequence[str]]
+    no_answer_scores: Sequence[float] | np.ndarray,
+    texts: Sequence[str],
+    gold: Sequence[Sequence[str]],
+    metric: str = "f1",
 ) -> float:
-    """The threshold with the best f1: a question has no answer where its score is above it.
+    """The threshold with the best score over all questions: one has no answer where its score is above it.
 
     Args:
         no_answer_scores: float[n], the null score less that of the best span.
         texts: the best span of each question.
         gold: as in `question_answering`.
+        metric: one of those that it returns.
 
     Returns:
         Halfway between two scores; 1 below the least where nothing should be answered, 1 above the greatest where all.
@@ -59,7 +64,8 @@ def best_threshold(
     scores = np.asarray(no_answer_scores, np.float64)
     order = np.argsort(scores, kind="stable")
     values = scores[order]
-    gains = np.array([_answer_scores(gold[i], texts[i])[1] - _answer_scores(gold[i], "")[1] for i in order])
+    place = _MEASURES.index(metric.removeprefix("has_answer_").removeprefix("no_answer_"))
+    gains = np.array([_answer_scores(gold[i], texts[i])[place] - _answer_scores(gold[i], "")[place] for i in order])
     totals = np.concatenate([[0.0], np.cumsum(gains)])  # after k: with the k lowest scores answered
     thresholds = np.concatenate([[values[0] - 1], (values[:-1] + values[1:]) / 2, [values[-1] + 1]])
     possible = np.concatenate([[True], values[:-1] < values[1:], [True]])  # equal scores are answered alike

@@ -21,6 +21,7 @@ TEXT_PAIRS = {  # family → the usual names of its two texts
 }
 ASKED = ("question", "premise", "context", "text")  # of a choice
 WORDS = ("words", "tokens", "text")
+PLAIN_WORDS = ("words", "text")  # the keys that `predict` knows
 TAGS = ("tags", "slots")
 TARGETS = {  # family → the usual names of what is learned
     "single": ("label",),
@@ -61,7 +62,7 @@ def choose(table: Table, family: str, columns: ColumnSettings, labelled: bool, p
         return names if plain else ()
 
     if family in ("tagging", "intent_slots"):
-        words = _needed(table, "word", columns.word or columns.text_a, WORDS, first("words", "text"))
+        words = _needed(table, "word", columns.word or columns.text_a, WORDS, first(*PLAIN_WORDS))
         tags = _one(table, "tag", columns.tag, TAGS, first("tags"), labelled)
     elif family == "choice":
         asked = _one(table, "text_a", columns.text_a, ASKED, first("text"), bool(columns.text_a))
@@ -75,7 +76,8 @@ def choose(table: Table, family: str, columns: ColumnSettings, labelled: bool, p
         texts = _texts(table, family, columns, plain)
     if family in TARGETS:
         plainly = first("answers" if family == "qa" else "label")
-        target = _one(table, "label", columns.label, TARGETS[family], plainly, labelled and family in NEEDED)
+        needed = labelled and (family in NEEDED or family == "qa")
+        target = _one(table, "label", columns.label, TARGETS[family], plainly, needed)
     spans = tuple(
         _needed(table, name, getattr(columns, name), (), ()) for name in ("span_a", "span_b") if getattr(columns, name)
     )

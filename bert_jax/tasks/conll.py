@@ -47,7 +47,8 @@ def read_conll(path: Path, columns: ColumnSettings, labelled: bool = True) -> li
             if not fields[word] or (labelled and not fields[tag]):
                 raise UserError("the word or its tag is empty", where, "give each word a tag, or drop the line")
             rows.append(fields)
-        if rows[0][word] == "-DOCSTART-":
+        rows = [row for row in rows if row[word] != "-DOCSTART-"]
+        if not rows:
             continue
         tags = tuple(row[tag] for row in rows) if word != tag else None
         words = tuple(row[word] for row in rows)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from bert_jax.errors import UserError
 
+SLOTS = "BIO"  # the scheme of slots where a recipe names none
 PREFIXES = {"IOB1": "IOB", "BIO": "BIO", "IOBES": "IOBES", "BMES": "BMESO"}
 
 Entity = tuple[int, int, str]  # from word, to word (not in it), kind

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 from bert_jax.errors import UserError, counted
-from bert_jax.tasks.columns import NEEDED, Chosen, choose
+from bert_jax.tasks.columns import NEEDED, PLAIN_WORDS, Chosen, choose
 from bert_jax.tasks.examples import Answer, Example
 from bert_jax.tasks.settings import ColumnSettings
 from bert_jax.tasks.squad import answers_of
-from bert_jax.tasks.tables import Row, Table, lookup
+from bert_jax.tasks.tables import Row, Table, lookup, table_of
 
 
 def table_examples(
@@ -26,10 +27,21 @@ def table_examples(
     Raises:
         UserError: a column is not there, or a row has no text, no label or none that can be; says the line.
     """
-    chosen = choose(table, family, columns, labelled, plain)
+    if plain:  # each row may have keys of its own
+        each = [choose(table_of(row.where, [row]), family, columns, labelled, plain) for row in table.rows]
+        return [
+            _example(row, str(i), chosen, family, _uncut(columns) if chosen.words in PLAIN_WORDS else columns, labelled)
+            for i, (row, chosen) in enumerate(zip(table.rows, each, strict=True))
+        ]
+    chosen = choose(table, family, columns, labelled)
     if table.headed and chosen.target is not None and family != "qa":
         _check_header(table, chosen.target, family)
     return [_example(row, str(i), chosen, family, columns, labelled) for i, row in enumerate(table.rows)]
+
+
+def _uncut(columns: ColumnSettings) -> ColumnSettings:
+    """`word_cut` is how the files of a task are written; who gives plain words means them."""
+    return replace(columns, word_cut=0)
 
 
 def _check_header(table: Table, target: str, family: str) -> None:

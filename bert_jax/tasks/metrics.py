@@ -10,7 +10,7 @@ import numpy as np
 
 from bert_jax.errors import UserError
 from bert_jax.tasks.answer_scores import question_answering
-from bert_jax.tasks.entities import entities
+from bert_jax.tasks.entities import SLOTS, entities
 from bert_jax.tasks.examples import Example
 
 _CLASSES = ("accuracy", "f1", "macro_f1", "matthews")
@@ -100,7 +100,8 @@ def measure(
     tags = [example.tags or () for example in examples]
     if family == "tagging":
         return tagging(tags, predictions, scheme)
-    return intent_slots([str(example.label) for example in examples], predictions[0], tags, predictions[1])
+    intents = [str(example.label) for example in examples]
+    return intent_slots(intents, predictions[0], tags, predictions[1], scheme or SLOTS)
 
 
 # ----------------------------------------------------------------------------------------------------- families
@@ -158,15 +159,16 @@ def intent_slots(
     predicted_intents: Sequence[str],
     gold_slots: Sequence[Sequence[str]],
     predicted_slots: Sequence[Sequence[str]],
+    scheme: str = SLOTS,
 ) -> dict[str, float]:
-    """intent_accuracy; slot_f1, of BIO spans; whole_accuracy, the share with the intent and every tag right."""
+    """intent_accuracy; slot_f1, of spans; whole_accuracy, the share with the intent and every tag right."""
     _same_number(gold_intents, predicted_intents)
     slots = [tuple(right) == tuple(given) for right, given in zip(gold_slots, predicted_slots, strict=True)]
     intents = [right == given for right, given in zip(gold_intents, predicted_intents, strict=True)]
     whole = [slot and intent for slot, intent in zip(slots, intents, strict=True)]
     return {
         "intent_accuracy": sum(intents) / len(intents),
-        "slot_f1": _span_scores(gold_slots, predicted_slots, "BIO")["f1"],
+        "slot_f1": _span_scores(gold_slots, predicted_slots, scheme)["f1"],
         "whole_accuracy": sum(whole) / len(whole),
     }
 

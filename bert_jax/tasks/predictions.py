@@ -182,18 +182,19 @@ def plain(family: str, found: Sequence[Prediction]) -> Any:
     return tuple(np.array([one["vectors"][side] for one in found], np.float32) for side in (0, 1))
 
 
-def no_answer_threshold(examples: Sequence[Example], found: Sequence[Prediction]) -> float | None:
+def no_answer_threshold(examples: Sequence[Example], found: Sequence[Prediction], metric: str = "f1") -> float | None:
     """What `no_answer` should be, by these examples: None where each of them has an answer.
 
     Args:
         found: predictions made without a threshold.
+        metric: what is to be best.
     """
     if all(example.answers for example in examples):
         return None
     pairs = [(one, example) for one, example in zip(found, examples, strict=True) if one["no_answer_score"] is not None]
     scores = [one["no_answer_score"] for one, _ in pairs]
     gold = [[answer.text for answer in example.answers or ()] for _, example in pairs]
-    return best_threshold(scores, [one["answer"] for one, _ in pairs], gold) if pairs else None
+    return best_threshold(scores, [one["answer"] for one, _ in pairs], gold, metric) if pairs else None
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

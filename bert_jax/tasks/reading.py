@@ -14,6 +14,7 @@ from typing import Any
 
 from bert_jax.errors import UserError
 from bert_jax.tasks import conll
+from bert_jax.tasks.entities import SLOTS
 from bert_jax.tasks.examples import Example
 from bert_jax.tasks.fields import table_examples
 from bert_jax.tasks.files import STANDARD_INPUT, find, lines, read_text, told
@@ -108,7 +109,7 @@ def read_examples(path: Path, task: TaskSettings, columns: ColumnSettings, label
         examples = _words(path, kind, task, columns, labelled)
     else:
         examples = table_examples(_table(path, kind, task), task.family, _fitting(kind, columns), labelled)
-    conll.check_scheme(examples, task.scheme)
+    conll.check_scheme(examples, task.scheme or (SLOTS if task.family == "intent_slots" else ""))
     return examples
 
 

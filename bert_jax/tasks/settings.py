@@ -190,6 +190,8 @@ class FineTuneSettings:
             if not values or len(set(values)) < len(values) or min(values) < 0:
                 remedy = "give numbers that all differ, none of them below 0"
                 raise UserError(f"{name} = {list(values)} is no sweep", "train", remedy)
+        if max(self.seeds) >= 2**31:
+            raise UserError(f"seeds = {list(self.seeds)} are too large", "train", "give numbers below 2147483648")
 
     @property
     def top(self) -> int | None:

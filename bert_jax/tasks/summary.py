@@ -103,7 +103,8 @@ def _without_overlap(main: Prepared, examples: list[Example], judged: Judged, me
     found = [one for example, one in pairs if id(example) in apart_from]
     if not alone or not labelled(alone, main.recipe.task.family):
         return {}
-    return {"examples": len(alone), metric: scores(main.asked, alone, found)[metric]}
+    of = scores(main.asked, alone, found)
+    return {"examples": len(alone), metric: of[metric]} if metric in of else {}
 
 
 def draw(run: Path, main: Prepared, summary: Summary, results: Sequence[Result], judged: Judged) -> None:

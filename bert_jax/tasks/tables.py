@@ -70,6 +70,7 @@ def read_csv(path: Path, header: bool, delimiter: str) -> Table:
 
 def _quoted(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """The line where a row begins, and its fields."""
+    csv.field_size_limit(2**31 - 1)  # else fields of more than 131,072 characters are refused
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     while True:
         begin = reader.line_num + 1

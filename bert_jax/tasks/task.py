@@ -84,6 +84,9 @@ def make_asked(
         raise UserError("vectors have no smoothness term", "train.adversarial", "leave it out")
     if settings.adversarial and settings.what == "head":
         raise UserError("a frozen encoder's features do not move", "train.adversarial", "leave it out")
+    if settings.adversarial and settings.dtype == "bfloat16":
+        what = f"steps of {settings.adversarial_step:g} are lost in bfloat16's eight bits"
+        raise UserError(what, "train.adversarial", 'set train.dtype="float32", or leave it out')
     rates = {"hidden_dropout": settings.hidden_dropout, "attention_dropout": settings.attention_dropout}
     config = replace(config, **{name: rate for name, rate in rates.items() if rate >= 0})
     mean, spread = 0.0, 1.0
@@ -171,8 +174,9 @@ def judge(
     rows = asked.rows(examples) if rows is None else rows
     outs = outputs_of(asked.net, params, rows, asked.pad, features, told)
     if tune and asked.task.family == "qa":
+        metric = asked.task.metric or metrics.HEADLINE["qa"]
         open_ended = predictions.predictions(asked.task, asked.labels, examples, rows, outs)
-        asked = replace(asked, no_answer=predictions.no_answer_threshold(examples, open_ended))
+        asked = replace(asked, no_answer=predictions.no_answer_threshold(examples, open_ended, metric))
     found = predictions.predictions(asked.task, asked.labels, examples, rows, outs, asked.no_answer)
     known = labelled(examples, asked.task.family)
     return Judged(found, scores(asked, examples, found) if known else {}, asked.no_answer)

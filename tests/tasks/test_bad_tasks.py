@@ -167,6 +167,26 @@ TABLES = [
     ),
     Case("two usual names", "text\tsentence\tlabel\na\tb\t1\n", "a.tsv: which column is text_a: sentence or text?"),
     Case("no label at all", "sentence\nfine\n", "a.tsv: no column is named label; set label in [columns]"),
+    Case(
+        "a question whose answers have another name",
+        json.dumps({"question": "Where?", "context": "In Rome.", "answer": "Rome"}),
+        "a.jsonl: no column is named answers; set label in [columns]; there are 'question', 'context', 'answer'",
+        QA,
+        "a.jsonl",
+    ),
+    Case(
+        "slots of another scheme",
+        json.dumps({"text": "to Rome", "slots": "O S-city", "intent": "go"}),
+        "a.jsonl, line 1: the tag 'S-city' of word 2 is none of BIO",
+        INTENTS,
+        "a.jsonl",
+    ),
+    Case(
+        "a seed of a date",
+        GOOD,
+        "train: seeds = [20240101123] are too large; give numbers below 2147483648",
+        "train.seeds=[20240101123]",
+    ),
     Case("no header, and none said so", "fine\t1\nbad\t0\n", "there are 'fine', '1', or their numbers"),
     Case(
         "no header, and names",
@@ -449,7 +469,7 @@ INPUTS = [
     Case(
         "no key to predict from",
         '{"txt": "fine"}',
-        "a.jsonl: no column is named sentence or text or text_a; name the key text; there are 'txt'",
+        "a.jsonl, line 1: no column is named sentence or text or text_a; name the key text; there are 'txt'",
         "",
         "a.jsonl",
         inputs=True,

@@ -116,6 +116,12 @@ def test_a_whole_is_right_with_intent_and_all_slots() -> None:
     assert scores == {"intent_accuracy": 2 / 3, "slot_f1": pytest.approx(4 / 5), "whole_accuracy": 1 / 3}
 
 
+def test_slots_are_read_as_their_scheme_writes_them() -> None:
+    slots = [["B-x", "E-x", "S-y"]]
+    scores = metrics.intent_slots(["a"], ["a"], slots, [["B-x", "E-x", "O"]], "IOBES")
+    assert scores["slot_f1"] == pytest.approx(2 / 3)
+
+
 # ----------------------------------------------------------------------------------------------------- embedding
 
 
@@ -220,6 +226,14 @@ def test_the_best_threshold_is_better_than_every_other() -> None:
 
         best = f1(best_threshold(scores, texts, gold))
         assert best == pytest.approx(max(map(f1, [*scores, scores.min() - 1])))
+
+
+def test_the_threshold_is_best_for_what_is_asked() -> None:
+    """By words nothing of three answers is right, by characters most is."""
+    gold = [["北京大学"], ["上海市"], ["广州塔"], []]
+    texts, scores = ["北京大学校", "上海", "广州塔上", "x"], [-3.0, -2.0, -1.0, 0.5]
+    assert best_threshold(scores, texts, gold) == -4.0
+    assert best_threshold(scores, texts, gold, "character_f1") == -0.25
 
 
 # --------------------------------------------------------------------------------------------------- calibration

@@ -13,7 +13,7 @@ import pytest
 
 from bert_jax.errors import UserError
 from bert_jax.tasks.examples import Answer, Example
-from bert_jax.tasks.reading import read_examples, read_inputs, read_splits
+from bert_jax.tasks.reading import read_examples, read_inputs, read_objects, read_splits
 from bert_jax.tasks.settings import ColumnSettings, TaskRecipe, TaskSettings, load_task_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs" / "tasks").glob("*.toml"))
@@ -166,6 +166,12 @@ def test_conll_takes_columns_and_skips_document_starts(tmp_path: Path) -> None:
     assert read(tmp_path, "a.conll", text, {"tag": "-3"}, family="tagging")[0].tags == ("NNP", "VBZ")
 
 
+def test_a_sentence_right_behind_a_document_start_is_kept(tmp_path: Path) -> None:
+    text = "-DOCSTART- O\nPeter B-PER\nBlackburn I-PER\n\n-DOCSTART- O\n\nx O\n"
+    peter, x = read(tmp_path, "a.conll", text, family="tagging", scheme="BIO")
+    assert (peter.words, peter.tags, x.words) == (("Peter", "Blackburn"), ("B-PER", "I-PER"), ("x",))
+
+
 def test_a_word_may_hold_a_blank_where_tabs_part_columns(tmp_path: Path) -> None:
     (example,) = read(tmp_path, "a.conll", "10 000\tNUM\n\u3000\tX\n", family="tagging")
     assert (example.words, example.tags) == (("10 000", "\u3000"), ("NUM", "X"))
@@ -316,6 +322,14 @@ def test_inputs_may_be_as_the_training_file_was(tmp_path: Path) -> None:
     first, second = read_inputs(path, "choice", columns)
     assert first.texts == second.texts == ("a cause", "b", "c")
     assert (first.id, first.label, second.id, second.label) == ("0", None, "1", "1")
+
+
+def test_plain_words_are_not_cut_as_those_of_the_file_were() -> None:
+    columns = ColumnSettings(word_cut=1)
+    rows = [{"words": ["科", "技"]}, {"text": "科技 公司"}]  # each with a key of its own
+    assert [one.words for one in read_objects(rows, "tagging", columns)] == [("科", "技"), ("科技", "公司")]
+    with pytest.raises(UserError, match=r"examples\[1\]: no column is named"):
+        read_objects([rows[0], {"word": "x"}], "tagging", columns)
 
 
 def test_inputs_come_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
