@@ -185,7 +185,7 @@ def _data_for_network(data: Dataset, stage: Stage, number: int, config: BertConf
 
 
 def _epochs(recipe: Recipe, data: Dataset, stage: Stage, number: int) -> Iterator[Finding]:
-    epochs = _tokens(stage, data) / int(data.tokens.sum())
+    epochs = _tokens(recipe, stage, data) / int(data.tokens.sum())
     length = f"{stage.tokens:,} tokens" if stage.tokens else f"{stage.steps:,} steps"
     said = f"stage.{number}: {length} see each of {data.records:,} records"
     if epochs > 10 and recipe.data.masking == "static":
@@ -200,9 +200,12 @@ def _epochs(recipe: Recipe, data: Dataset, stage: Stage, number: int) -> Iterato
         )
 
 
-def _tokens(stage: Stage, data: Dataset) -> float:
-    """Useful tokens of a stage, as one record a row has them."""
-    return stage.tokens or stage.steps * stage.batch * int(data.tokens.sum()) / data.records
+def _tokens(recipe: Recipe, stage: Stage, data: Dataset) -> float:
+    """Useful tokens of a stage: of one record a row, or of as many as a packed one holds."""
+    row = int(data.tokens.sum()) / data.records
+    if recipe.data.batching == "packed":
+        row = min(recipe.data.sequences * row, data.manifest.length)
+    return stage.tokens or stage.steps * stage.batch * row
 
 
 def _plateau(recipe: Recipe, opened: Sequence[Dataset], config: BertConfig) -> Iterator[Finding]:
@@ -214,7 +217,7 @@ def _plateau(recipe: Recipe, opened: Sequence[Dataset], config: BertConfig) -> I
     stage, level = recipe.stage[0], opened[0].manifest.levels.get("unigram", {}).get("loss")
     relative = stage.learning_rate / usual_rate(recipe.train.optimizer, stage.batch, config.width)
     rate = relative * usual_rate("adamw", stage.batch, config.width)
-    tokens = sum(_tokens(stage, data) for stage, data in zip(recipe.stage, opened, strict=False))
+    tokens = sum(_tokens(recipe, stage, data) for stage, data in zip(recipe.stage, opened, strict=False))
     needed = config.vocab_size / rate
     levels = f"ln V = {math.log(config.vocab_size):.2f}" + (f", word frequencies {level:.2f}" if level else "")
     if tokens < 2 * needed:

@@ -239,7 +239,7 @@ class TrainSettings:
     mesh_tensor: int = 1
     shard_optimizer: bool = False  # moments and the update are spread over mesh_data too
     evaluate_every: int = 1000
-    evaluate_batch: int = 0  # 0: as the stage trains
+    evaluate_batch: int = 0  # 0: as the stage trains, a piece of it where it accumulates
     attention: str = "auto"  # the fastest path that works here, or one of ATTENTION_PATHS
     skip_limit: int = 20  # this many non-finite steps in a row end the run
     step_timeout: float = 1800.0  # seconds without a finished step that end it; 0: never

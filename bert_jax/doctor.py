@@ -30,12 +30,14 @@ from bert_jax.config import Recipe, Stage, load_recipe, with_data, with_steps
 from bert_jax.data.batching import padded
 from bert_jax.data.feed import to_devices
 from bert_jax.data.loader import open_dataset
+from bert_jax.data.order import Ramp
 from bert_jax.data.stages import check_stages, manifest_digests, open_stages
 from bert_jax.errors import UserError, counted
+from bert_jax.footprint import place
 from bert_jax.model import bert
 from bert_jax.settings import digest
 from bert_jax.store import rundir
-from bert_jax.store.checkpoint import Checkpoints
+from bert_jax.store.checkpoint import Checkpoints, saved_steps
 from bert_jax.store.rundir import PACKAGES
 from bert_jax.text.manifest import NAME as MANIFEST
 from bert_jax.train import processes, sharding
@@ -108,10 +110,10 @@ def checks(recipe: Recipe | None, data: Path | None, run: Path | None, quick: bo
         asked.append(("space", partial(space, recipe, list(places), run)))
     if run and recipe and data:
         asked.append(("run", partial(continued, recipe, data, run)))
-    if recipe and data and recipe.model.init_checkpoint:
+    if recipe and data and recipe.model.init_checkpoint and not (run and saved_steps(run)):
         asked.append(("model", partial(begins_with, recipe, data)))
     if recipe:
-        asked += [("mesh", partial(divisions, recipe)), ("recipe", partial(settings, recipe, places))]
+        asked += [("mesh", partial(divisions, recipe)), ("recipe", partial(settings, recipe, data))]
         if not quick and places:
             asked.append(("one batch", partial(one_batch, recipe, next(iter(places)))))
     return asked
@@ -127,6 +129,8 @@ def stage_places(recipe: Recipe | None, data: Path | None) -> dict[Path, list[St
     found: dict[Path, list[Stage]] = {}
     for stage in recipe.stage:
         found.setdefault(data / stage.data, []).append(stage)
+        if stage.replay_data:
+            found.setdefault(data / stage.replay_data, [])
     return found
 
 
@@ -365,18 +369,20 @@ def space(recipe: Recipe, places: list[Path], run: Path) -> list[Finding]:
     config = recipe.model.bert(open_dataset(places[0], "train").manifest.vocab_size if places else 30522)
     shapes = jax.eval_shape(lambda: bert.init(config, jax.random.key(0)))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    need = parameters * 12 * (recipe.checkpoint.keep + 1)
+    stand = len(saved_steps(run))  # whose room a later one takes
+    new = max(recipe.checkpoint.keep + 1 - stand, 1)
+    need = parameters * 12 * new
     standing = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
     free = shutil.disk_usage(standing).free
-    what = f"{free / 1e9:,.1f} GB free, {recipe.checkpoint.keep} + 1 checkpoints of {parameters:,} parameters take"
-    what += f" {need / 1e9:,.1f} GB"
+    new_ones = f"{recipe.checkpoint.keep} + 1 checkpoints" if not stand else counted(new, "checkpoint") + " more"
+    what = f"{free / 1e9:,.1f} GB free, {new_ones} of {parameters:,} parameters take {need / 1e9:,.1f} GB"
     if free < need:
         cure = "make room, give another --run, or set checkpoint.keep=1"
         return [Finding("fail", "space", what, cure)]
     if free < 2 * need:
         return [Finding("warn", "space", what, "make room: curves, logs and compiled programs come on top")]
     # what is free changes from host to host and second to second: not told, so that the line is the same for all
-    return [Finding("ok", "space", f"room for {recipe.checkpoint.keep} + 1 checkpoints ({need / 1e9:,.1f} GB)")]
+    return [Finding("ok", "space", f"room for {new_ones} ({need / 1e9:,.1f} GB)")]
 
 
 # -------------------------------------------------------------------------------------------------------- recipe
@@ -401,19 +407,25 @@ def begins_with(recipe: Recipe, data: Path) -> list[Finding]:
 
 def divisions(recipe: Recipe) -> list[Finding]:
     """Whether devices and batches divide."""
-    mesh = sharding.make_mesh(recipe.train.mesh_data, recipe.train.mesh_fsdp)
+    mesh = sharding.make_mesh(recipe.train.mesh_data, recipe.train.mesh_fsdp, recipe.train.mesh_tensor)
     for number, stage in enumerate(recipe.stage):
-        sharding.check_batch(mesh, stage.batch, stage.accumulate, f"stage.{number}")
+        for size in Ramp(stage.batch, stage.ramp_from, stage.ramp_steps).sizes:
+            sharding.check_batch(mesh, size, stage.accumulate, f"stage.{number}")
+    place(mesh, recipe.model.bert(30522), recipe)  # every axis of the parameters, or it says which does not divide
     if recipe.train.evaluate_batch:
         sharding.check_batch(mesh, recipe.train.evaluate_batch, 1, "train.evaluate_batch")
     shape = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     return [Finding("ok", "mesh", f"{shape}; every batch divides over it")]
 
 
-def settings(recipe: Recipe, places: dict[Path, list[Stage]]) -> list[Finding]:
+def settings(recipe: Recipe, data: Path | None) -> list[Finding]:
     """What can be told from the settings and the data's totals."""
-    opened = {id(stage): open_dataset(path, "train") for path, stages in places.items() for stage in stages}
-    return examine_recipe(recipe, [opened[id(stage)] for stage in recipe.stage] if opened else [])
+    if data is None:
+        return examine_recipe(recipe)
+    if any(stage.tokens for stage in recipe.stage):
+        recipe = with_steps(recipe, [stage.settings.steps for stage in open_stages(with_data(recipe, str(data)))])
+    opened = {name: open_dataset(data / name, "train") for name in {stage.data for stage in recipe.stage}}
+    return examine_recipe(recipe, [opened[stage.data] for stage in recipe.stage])
 
 
 def one_batch(recipe: Recipe, path: Path, rows: int = 8, steps: int = 200) -> list[Finding]:

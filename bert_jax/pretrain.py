@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -23,7 +23,6 @@ import numpy as np
 
 from bert_jax import cost, flags, warm_start
 from bert_jax.config import BertConfig, Recipe, load_recipe, with_data, with_steps
-from bert_jax.convert.origin import origin
 from bert_jax.data.feed import ahead, noting, to_devices, until_error
 from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches
 from bert_jax.data.stages import OpenStage, check_stages, manifest_digests, open_stages
@@ -117,16 +116,19 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     provenance = rundir.describe(digest(recipe), [sha256 for _, sha256 in manifests], dict(mesh.shape))
     provenance["flags"] = flags.recorded(os.environ)
     start, given = recipe.model.init_checkpoint, None
-    open_given = partial(warm_start.open_fitting, start, config, stages[0].train.manifest.tokenizer)
+    tokenizer = stages[0].train.manifest.tokenizer
     if start and not saved_steps(run_dir):  # a run that has a save needs it no more
-        given = open_given()
-        provenance["init_checkpoint"] = origin(start, given)
+        given, weights = warm_start.open_same(start, config, tokenizer, run_dir)
+        if len(set(processes.gather("init_checkpoint", weights, 3600).values())) > 1:
+            raise UserError("hosts read other weights there", start, "give one file system, or copies of one model")
+        provenance["init_checkpoint"] = {"path": start, "step": given.step, "sha256": weights}
     sources = [stage.path for stage in stages]
     held: list[TextIO] = []  # as long as this is alive, nobody else trains here
 
     def take() -> None:
+        rundir.holds(run_dir, recipe, config, provenance["manifests"])  # or refuses, and nothing is written
+        held.append(rundir.hold(run_dir))  # first: two that begin at once must not write into each other's
         rundir.open_run(run_dir, recipe, config, sources, provenance)
-        held.append(rundir.hold(run_dir))
 
     processes.on_first_process(take)
     if rundir.finished(run_dir, recipe.steps):
@@ -151,7 +153,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
     places = sharding.state_shardings(mesh, bert.axes(config), shapes, recipe.train.shard_optimizer)
     abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
     checkpoints = Checkpoints(
-        run_dir, recipe.checkpoint.keep, recipe.checkpoint.failures, lambda line: report.say(line)
+        run_dir, recipe.checkpoint.keep, recipe.checkpoint.failures, lambda line: report.say(line), any_of=anywhere()
     )
     checkpoints.rehearse(shapes)
     state, news = restore_newest(checkpoints, abstract)
@@ -159,7 +161,9 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
         with sharding.on(mesh):
             state = jax.jit(make_state, out_shardings=places)()
         if start:
-            state, lacked = warm_start.put_in(state, given or open_given(), config)
+            given = given or warm_start.open_same(start, config, tokenizer, run_dir)[0]
+            state, lacked = warm_start.put_in(state, given, config)
+            given = None  # its memory
             news.append(f"weights of {start}" + (f"; at random begin {', '.join(lacked)}" if lacked else ""))
     done = int(state.step)
     if first:
@@ -235,7 +239,8 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
 
     def evaluate(state: TrainState, stage: OpenStage) -> None:
         """Measure on the held-out text; `Stopped` if a notice comes, and the next start makes up for it."""
-        batch = recipe.train.evaluate_batch or stage.settings.batch
+        # of as many rows as a step works on at once: what fits into memory there fits here
+        batch = recipe.train.evaluate_batch or stage.settings.batch // stage.settings.accumulate
 
         def told() -> bool:
             watch.done(int(state.step))
@@ -373,20 +378,31 @@ def restore_newest(checkpoints: Checkpoints, like: TrainState) -> tuple[TrainSta
     """
     damaged: list[str] = []
     while (step := checkpoints.latest()) is not None:
-        place = checkpoints.path / str(step)
+        place, found, reason = checkpoints.path / str(step), None, ""
         try:
-            return from_items(step, *checkpoints.restore(step, *to_items(like)), like), damaged
+            found = from_items(step, *checkpoints.restore(step, *to_items(like)), like)
         except Damaged as error:
-            if checkpoints.steps() == [step]:
-                raise UserError(
-                    f"this checkpoint cannot be read ({error}), and there is none before it",
-                    str(place),
-                    "restore it from a copy, or move it away to begin anew",
-                ) from error
-            damaged.append(f"{place}: this checkpoint cannot be read ({error}); moved to {step}.damaged")
-            processes.on_first_process(partial(checkpoints.set_aside, step))
-            checkpoints.reload()
+            reason = str(error)
+        # one host alone may meet a damaged file, and all go on from one step
+        reason = next(filter(None, processes.gather(f"restored/{step}", reason, 3600).values()), "")
+        if not reason:
+            return found, damaged
+        if checkpoints.steps() == [step]:
+            raise UserError(
+                f"this checkpoint cannot be read ({reason}), and there is none before it",
+                str(place),
+                "restore it from a copy, or move it away to begin anew",
+            )
+        damaged.append(f"{place}: this checkpoint cannot be read ({reason}); moved to {step}.damaged")
+        processes.on_first_process(partial(checkpoints.set_aside, step))
+        checkpoints.reload()
     return None, damaged
+
+
+def anywhere() -> Callable[[bool], bool]:
+    """Asks all processes, each time anew, whether something holds on any of them."""
+    asked = count()
+    return lambda here: any(processes.gather(f"anywhere/{next(asked)}", here, 3600).values())
 
 
 class Pending(NamedTuple):

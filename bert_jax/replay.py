@@ -47,6 +47,9 @@ def run(args: argparse.Namespace) -> int:
     # a run of before that setting has no row for padding
     config = replace(check_stages(recipe, stages), vocab_multiple=load_config(args.run).vocab_multiple)
     mesh = sharding.make_mesh(recipe.train.mesh_data, recipe.train.mesh_fsdp, recipe.train.mesh_tensor)
+    for stage in stages:
+        for size in stage.batches.sizes:
+            sharding.check_batch(mesh, size, stage.settings.accumulate, f"stage.{stage.number}")
     execution, _ = attention.choose(
         recipe.train.attention,
         config,
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         if state is None:
             state = jax.jit(make_state, out_shardings=places)()
             if start := recipe.model.init_checkpoint:
-                given = warm_start.open_fitting(start, config, stages[0].train.manifest.tokenizer)
+                given, _ = warm_start.open_same(start, config, stages[0].train.manifest.tokenizer, args.run)
                 state, _ = warm_start.put_in(state, given, config)
         print(f"from step {int(state.step):,}", flush=True)
         for stage in stages:
@@ -85,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
                 state, _ = train_step(state, to_devices(load(step - 1 - begin).rows, sharding.rows(mesh)))
             if args.step <= end:
                 batch = load(args.step - 1 - begin)
-                rows, where = _kept_rows(args.run, args.step) or (batch.rows, "the shards")
+                kept = _kept_rows(args.run, args.step, len(batch.rows["input_ids"]))
+                rows, where = kept or (batch.rows, "the shards")
                 look = jax.jit(partial(look_inside, loss, seed, settings.accumulate))
                 found, weights, gradients = jax.device_get(look(state, to_devices(rows, sharding.rows(mesh))))
                 print(f"step {args.step:,}, stage {stage.number}, batch {batch.digest} from {where}: loss {found:.6g}")
@@ -146,10 +150,13 @@ def _newest_before(run: Path, step: int, like: TrainState) -> TrainState | None:
     return None
 
 
-def _kept_rows(run: Path, step: int) -> tuple[dict[str, np.ndarray], str] | None:
-    """The rows that a step which was not finite left behind."""
+def _kept_rows(run: Path, step: int, whole: int) -> tuple[dict[str, np.ndarray], str] | None:
+    """The rows that a step which was not finite left behind, if they are a whole batch of so many.
+
+    Of several hosts only the first one's part is kept; the shards have all.
+    """
     path = run / "debug" / f"{step}.npz"
     if not path.exists():
         return None
     with np.load(path) as kept:
-        return dict(kept), str(path)
+        return (dict(kept), str(path)) if len(kept["input_ids"]) == whole else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import jax
@@ -10,14 +11,40 @@ import numpy as np
 from bert_jax.api import open_model
 from bert_jax.config import BertConfig
 from bert_jax.convert.loaded import Loaded
+from bert_jax.convert.names import flatten
 from bert_jax.errors import UserError
 from bert_jax.model import bert
 from bert_jax.model.bert import Params
+from bert_jax.store.rundir import read_json
 from bert_jax.train.step import TrainState
 
 # What a recipe says of a network in words of `[model]`; of the rest a model may differ without becoming another.
 TOLD = ("layers", "width", "heads", "feed_forward", "positions", "activation", "norm_epsilon")
 _WHERE = "model.init_checkpoint"
+
+
+def digest(loaded: Loaded) -> str:
+    """SHA-256 in hex over the weights and their names."""
+    found = hashlib.sha256()
+    for name, array in sorted(flatten(loaded.params)):
+        found.update(name.encode())
+        found.update(np.ascontiguousarray(array, np.float32).data)
+    return found.hexdigest()
+
+
+def open_same(path: str | Path, config: BertConfig, fingerprint: str, run: Path) -> tuple[Loaded, str]:
+    """As `open_fitting`, with the digest of the weights: those that the run began with, where it has begun.
+
+    Raises:
+        UserError: as there; or the model is not what it was.
+    """
+    loaded = open_fitting(path, config, fingerprint)
+    found, kept = digest(loaded), run / "provenance.json"
+    begun = read_json(kept).get("init_checkpoint") if kept.exists() else None
+    if begun and begun["sha256"] != found:
+        what = f"{path} has other weights than when this run began"
+        raise UserError(what, str(run), "give it back those, or choose another run directory")
+    return loaded, found
 
 
 def open_fitting(path: str | Path, config: BertConfig, fingerprint: str) -> Loaded:

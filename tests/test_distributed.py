@@ -206,6 +206,21 @@ def test_what_the_first_process_finds_wrong_ends_both(world: tuple[Path, Path], 
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_full_disk_is_told_and_training_goes_on_for_all(world: tuple[Path, Path], tmp_path: Path) -> None:
+    """Lines of metrics are the first process's alone: where these cannot be written, nobody waits in a save."""
+    recipe, data = world
+    settings = [*SHORT, "--set", "checkpoint.every=2", "--fault", "disk@3"]
+    with processes(2, recipe, "--data", data, "--run", tmp_path / "run", *settings) as both:
+        said = [process.communicate(timeout=600) for process in both]
+    assert [process.returncode for process in both] == [1, 1], said
+    assert said[0][0].count("training goes on, and ends after 3 failures in a row") == 2, said
+    assert "a checkpoint cannot be written (" in said[0][1] and "3 times in a row" in said[0][1]
+    assert not any("Traceback" in err for _, err in said)
+
+    done = bert_jax("pretrain", recipe, "--data", data, "--run", tmp_path / "run", *settings[:-2])
+    assert done.returncode == 0 and "continuing after step 2" in done.stdout, done.stderr
+
+
 def test_a_process_that_nobody_tells_of_others_says_so(world: tuple[Path, Path], tmp_path: Path) -> None:
     done = bert_jax("pretrain", world[0], "--data", world[1], "--run", tmp_path / "run", "--distributed")
     assert done.returncode == 1 and done.stderr.count("\n") == 1

@@ -212,6 +212,21 @@ def test_a_run_directory_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFi
     assert "--run" in line(found, "fail", "paths", "cannot be written (Not a directory)")["cure"]
 
 
+def test_stages_that_say_tokens_are_judged_by_their_steps(
+    healthy: tuple[Path, Path], capsys: pytest.CaptureFixture
+) -> None:
+    told = settings("stage.0.tokens=100000", "stage.0.warmup=90", "stage.1.warmup=1", "checkpoint.every=20")
+    found = doctor(capsys, healthy[0], "--data", healthy[1], *told, "--quick")[1]
+    assert not [one for one in found if "warm-up" in one["what"] and one["state"] != "ok"], found
+
+
+def test_replayed_shards_are_looked_at_too(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    recipe, _ = write_recipe(tmp_path / "recipe.toml"), write_data(tmp_path / "data" / "new")
+    asked = settings("stage.0.data=new", "stage.1.data=new", "stage.0.replay_data=old", "stage.0.replay=0.1")
+    status, found = doctor(capsys, recipe, "--data", tmp_path / "data", *asked, "--quick")
+    assert status == 1 and any(str(tmp_path / "data" / "old") in one["what"] for one in found), found
+
+
 def test_a_rate_that_is_too_high(healthy: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
     """Told from the number, and seen on one batch."""
     status, found = doctor(capsys, healthy[0], "--data", healthy[1], *settings("stage.0.learning_rate=5.0"))
@@ -230,6 +245,14 @@ def test_a_rate_that_is_too_high(healthy: tuple[Path, Path], capsys: pytest.Capt
         ("data.masking=static", "warn", "recipe", "33 times with the same masks", "data.masking=dynamic"),
         ("checkpoint.every=9999", "warn", "recipe", "one only, at the end", "set checkpoint.every=41"),
         ("train.evaluate_every=9999", "warn", "recipe", "no curve", "set train.evaluate_every=41"),
+        ("train.mesh_tensor=4", "fail", "mesh", "an axis of 2 (heads) does not divide", "another mesh"),
+        (
+            "stage.1.ramp_from=4 stage.1.ramp_steps=4",
+            "fail",
+            "mesh",
+            "does not divide over 8 devices",
+            "a multiple of 16",
+        ),
         ("stage.0.batch=12", "fail", "mesh", "does not divide over 8 devices", "a multiple of 8"),
         (
             "model.positions=8",
@@ -250,7 +273,7 @@ def test_settings_that_are_unusual(
     what: str,
     cure: str,
 ) -> None:
-    found = doctor(capsys, healthy[0], "--data", healthy[1], *settings(setting), "--quick")[1]
+    found = doctor(capsys, healthy[0], "--data", healthy[1], *settings(*setting.split()), "--quick")[1]
     assert cure in line(found, state, subject, what)["cure"]
 
 

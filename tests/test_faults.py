@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from bert_jax.errors import UserError
-from bert_jax.store.checkpoint import Checkpoints, Damaged
+from bert_jax.store.checkpoint import Checkpoints, Damaged, load_params
 from bert_jax.store.faults import Faults, parse_faults
 from bert_jax.store.interrupt import Notice, Stopped, unless_told, until_told
 from bert_jax.store.rundir import read_json, read_metrics
@@ -279,6 +279,22 @@ def test_a_truncated_file_is_damage_whichever_it_is(tmp_path: Path) -> None:
             damaged.add(path.relative_to(tmp_path / "checkpoints" / "1").parts[0])
         path.write_bytes(whole)
     assert damaged == {"params", "optimizer"}
+
+
+def test_what_cannot_be_read_is_told_where_it_is_opened_and_moved_aside_twice(tmp_path: Path) -> None:
+    tree = {"w": jnp.ones((300, 100))}
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for _ in range(2):
+        checkpoints.save(1, tree, tree, {})
+        checkpoints.wait()
+        for path in (tmp_path / "checkpoints" / "1" / "params").rglob("d/*"):
+            path.write_bytes(path.read_bytes()[:10])
+        with pytest.raises(UserError, match=r"checkpoints/1: this checkpoint cannot be read .*; restore it"):
+            load_params(tmp_path)
+        checkpoints.set_aside(1)
+        checkpoints.reload()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1.damaged", "1.damaged.2"]
+    checkpoints.close()
 
 
 def test_a_trial_before_the_first_step(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_a_full_disk_leaves_no_half_of_a_file(models: Callable[[str], Path], tmp
     command = ["predict", models("single"), path, "--out", tmp_path / "out" / "o"]
     full = bert_jax(*command, largest_file=4000, JAX_ENABLE_COMPILATION_CACHE="false")  # which would grow as well
     assert full.returncode == 1 and full.stderr.count("\n") == 1, full.stderr
-    assert "o: cannot be written (File too large); make room or choose another place" in full.stderr
+    assert "o: cannot be written (File too large); make room, or choose another place" in full.stderr
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -87,7 +87,7 @@ def test_it_begins_where_the_other_run_ended(world: tuple[Path, Path, Path], tmp
     assert {name: before[name] for name in same} == pytest.approx(same, rel=1e-6 if devices > 1 else 0, abs=0)
 
     origin = json.loads((tmp_path / "second/provenance.json").read_text())["init_checkpoint"]
-    assert origin["source"] == "first" and "model.json" in origin["files"]
+    assert origin == {"path": str(first), "step": 12, "sha256": warm_start.digest(open_model(first))}
 
 
 def test_killed_before_and_after_its_first_save_and_the_model_gone(
@@ -98,8 +98,14 @@ def test_killed_before_and_after_its_first_save_and_the_model_gone(
     start = tmp_path / "model"
     shutil.copytree(first, start)
     assert begin(recipe, data, start, tmp_path / "straight").returncode == 0
-    for fault in ("kill@3", "kill@11"):
-        assert begin(recipe, data, start, tmp_path / "killed", "--fault", fault).returncode == -signal.SIGKILL
+    assert begin(recipe, data, start, tmp_path / "killed", "--fault", "kill@3").returncode == -signal.SIGKILL
+    shutil.copytree(tmp_path / "straight", tmp_path / "other")
+    (tmp_path / "other").rename(start.rename(tmp_path / "kept").with_name("model"))
+    done = begin(recipe, data, start, tmp_path / "killed")
+    assert done.returncode == 1 and f"{start} has other weights than when this run began" in done.stderr, done.stderr
+    start.rename(tmp_path / "other")
+    (tmp_path / "kept").rename(start)
+    assert begin(recipe, data, start, tmp_path / "killed", "--fault", "kill@11").returncode == -signal.SIGKILL
     # the save of step 10 waited for that of step 5
     start.rename(tmp_path / "gone")
     done = begin(recipe, data, start, tmp_path / "killed")

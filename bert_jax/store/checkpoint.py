@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import re
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Checkpoints:
 
     Args:
         say: takes the line that tells of a failed save.
+        any_of: whether what is true or not here is true on any process: a save that fails on one has failed on all.
         read_only: of a run that may be training at this moment: nothing is cleared away.
     """
 
@@ -55,10 +57,11 @@ class Checkpoints:
         failures: int = 1,
         say: Callable[[str], None] = print,
         read_only: bool = False,
+        any_of: Callable[[bool], bool] = bool,
     ) -> None:
         self.path = (run / "checkpoints").absolute()
         self._read_only = read_only
-        self._keep, self._limit, self._say = keep, failures, say
+        self._keep, self._limit, self._say, self._any_of = keep, failures, say, any_of
         self._failures = 0
         self._begun: int | None = None
         _quiet_closed_loops()
@@ -140,9 +143,16 @@ class Checkpoints:
         self.wait()
         if step in self._manager.all_steps():
             return
+        error = None
         try:
             if first is not None:
                 first()
+        except OSError as failed:
+            error = failed
+        if self._any_of(error is not None):  # the others are not to wait for this process in a save
+            self._failed(step, error or OSError("on another process"))
+            return
+        try:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -160,11 +170,15 @@ class Checkpoints:
         begun, self._begun = self._begun, None
         if begun is None:
             return
+        error = None
         try:
             self._manager.wait_until_finished()
+        except (OSError, ValueError) as failed:
+            error = failed
+        if self._any_of(error is not None):
+            self._failed(begun, error or OSError("on another process"))
+        else:
             self._failures = 0
-        except (OSError, ValueError) as error:
-            self._failed(begun, error)
 
     def _failed(self, step: int, error: Exception) -> None:
         self._failures += 1
@@ -195,7 +209,12 @@ class Checkpoints:
     def set_aside(self, step: int) -> None:
         """Move a damaged checkpoint out of the way, on one process; then all `reload`."""
         place = self.path / str(step)
-        place.rename(place.with_name(f"{step}.damaged"))
+        aside = place.with_name(f"{step}.damaged")
+        for number in itertools.count(2):
+            if not aside.exists():
+                break
+            aside = place.with_name(f"{step}.damaged.{number}")
+        place.rename(aside)
 
     def reload(self) -> None:
         """Look anew at what is on disk."""
@@ -211,7 +230,7 @@ class Checkpoints:
             Damaged: it cannot be read.
             UserError: the checkpoint holds other shapes or dtypes.
         """
-        try:
+        with _damage():
             self._check(step, params, str(self.path / str(step)))
             items = self._manager.restore(
                 step,
@@ -219,13 +238,6 @@ class Checkpoints:
                     params=ocp.args.StandardRestore(params), optimizer=ocp.args.StandardRestore(optimizer)
                 ),
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise Damaged(_first_line(error)) from error
-        except Exception as error:
-            # what TensorStore cannot read comes as a bare Exception, the reason behind it
-            if type(error) is not Exception or not isinstance(error.__cause__, Exception):
-                raise
-            raise Damaged(_first_line(error.__cause__)) from error
         return items.params, items.optimizer
 
     def _check(self, step: int, params: Any, where: str) -> None:
@@ -264,12 +276,32 @@ def load_params(run: str | Path, step: int | None = None) -> tuple[dict[str, Any
     step = steps[-1] if step is None else step
     if step not in steps:
         raise UserError(f"there is no step {step}", str(path), f"choose one of {', '.join(map(str, steps))}")
-    with ocp.StandardCheckpointer() as checkpointer:
-        item = path / str(step) / "params"
-        metadata = checkpointer.metadata(item).item_metadata
-        abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), dict(metadata))
-        restored = checkpointer.restore(item, jax.tree.map(_on_one_device, abstract))
+    item = path / str(step) / "params"
+    try:
+        with _damage(), ocp.StandardCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(item).item_metadata
+            if metadata is None:
+                raise ValueError("it does not tell what it holds")
+            abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), dict(metadata))
+            restored = checkpointer.restore(item, jax.tree.map(_on_one_device, abstract))
+    except Damaged as error:
+        others = f"choose another step of {', '.join(map(str, steps))}" if len(steps) > 1 else "restore it from a copy"
+        raise UserError(f"this checkpoint cannot be read ({error})", str(path / str(step)), others) from None
     return jax.tree.map(np.asarray, restored), step
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Whatever Orbax and TensorStore raise of a checkpoint that cannot be read, as `Damaged`."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        raise Damaged(_first_line(error)) from error
+    except Exception as error:
+        # what TensorStore cannot read comes as a bare Exception, the reason behind it
+        if type(error) is not Exception or not isinstance(error.__cause__, Exception):
+            raise
+        raise Damaged(_first_line(error.__cause__)) from error
 
 
 def _on_one_device(abstract: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -210,7 +210,8 @@ def _optimizer(panel: Axes, curves: Curves) -> None:
     _log_values(panel)
     panel.set_ylabel("gradient norm", color=_THIRD)
     rate = panel.twinx()
-    rate.plot(*_thin(curves.train["step"], curves.train["learning_rate"]), color=_HELDOUT, linewidth=1.6)
+    if "step" in curves.train:  # a run that began with a model is measured before its first step
+        rate.plot(*_thin(curves.train["step"], curves.train["learning_rate"]), color=_HELDOUT, linewidth=1.6)
     rate.set_ylabel("learning rate", color=_HELDOUT)
     rate.set_ylim(bottom=0)
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))

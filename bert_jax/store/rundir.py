@@ -47,6 +47,7 @@ FREE = {
     "vocab_multiple",  # model.json holds it, which a run that was begun before there was such a setting has too
 }
 
+_LOCK = "lock"
 _OPENING = ".opening"  # a kill may leave a run half opened: this says whose files these are
 _MARK = ".whole"  # in the compilation cache: all that is older was written to its end
 
@@ -61,9 +62,11 @@ def write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot be written ({error.strerror})", str(path), "make room or choose another place"
-        ) from None
+        raise _unwritable(error.strerror, path) from None
+
+
+def _unwritable(reason: str, path: Path) -> UserError:
+    return UserError(f"cannot be written ({reason})", str(path), "make room, or choose another place")
 
 
 def write_json(path: Path, tree: Any) -> None:
@@ -101,11 +104,11 @@ def open_run(run: Path, recipe: Recipe, config: BertConfig, sources: list[Path],
         shutil.copyfile(sources[0] / "manifest.json", run / "manifest.json")
     except (OSError, shutil.Error) as error:  # copytree gathers what went wrong into one of its own
         reason = error.strerror or str(error.args[0][0][2] if isinstance(error, shutil.Error) else error)
-        raise UserError(f"cannot be written ({reason})", str(run), "make room, or choose another place") from None
+        raise _unwritable(reason, run) from None
     write_json(run / "model.json", dataclasses.asdict(config))
     write_json(run / "provenance.json", provenance)
     write_text(run / "recipe.toml", to_toml(recipe))  # last: a directory with a recipe is a run
-    opening.unlink()
+    opening.unlink(missing_ok=True)
 
 
 def holds(run: Path, recipe: Recipe, config: BertConfig, manifests: list[str]) -> bool:
@@ -130,7 +133,7 @@ def holds(run: Path, recipe: Recipe, config: BertConfig, manifests: list[str]) -
         if read_json(run / "provenance.json")["manifests"] != manifests:
             raise UserError("this run began on other shards", str(run), "give those, or another run directory")
         return True
-    if run.exists() and any(run.iterdir()) and not (run / _OPENING).exists():
+    if run.exists() and any(path.name != _LOCK for path in run.iterdir()) and not (run / _OPENING).exists():
         raise UserError("this directory is not empty and holds no run", str(run), "choose another")
     return False
 
@@ -139,9 +142,13 @@ def hold(run: Path) -> TextIO:
     """Take the run for this process, as long as the file that is returned stays open; a kill lets it go.
 
     Raises:
-        UserError: another process has it.
+        UserError: another process has it, or it cannot be written.
     """
-    file = (run / "lock").open("a+", encoding="utf-8")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / _LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(error.strerror, run) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -183,22 +190,26 @@ def load_config(run: str | Path) -> BertConfig:
 
 def describe(recipe_digest: str, manifests: list[str], mesh: dict[str, int]) -> dict[str, Any]:
     """Where a run comes from: code, packages, machine, data."""
-    git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "arguments": sys.argv,
         "recipe": recipe_digest,
         "manifests": manifests,
-        "git": git.stdout.strip() or None,
+        "git": _git(),
         "python": platform.python_version(),
         "machine": platform.platform(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "mesh": mesh,
     }
+
+
+def _git() -> str | None:
+    """The commit of the code; None where it is no working tree, or git is not installed."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return told.stdout.strip() or None
 
 
 # ------------------------------------------------------------------------------------------- compiled functions
@@ -214,8 +225,8 @@ def clear_torn(run: Path) -> None:
     mark = folder / _MARK
     if folder.is_dir():
         whole = mark.stat().st_mtime_ns if mark.exists() else 0
-        for path in folder.iterdir():
-            if path.stat().st_mtime_ns > whole:
+        for path in folder.iterdir():  # XLA's own folders hold what it renamed into place whole
+            if path.is_file() and path.stat().st_mtime_ns > whole:
                 path.unlink()
 
 

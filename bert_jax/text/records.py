@@ -11,10 +11,12 @@ of all that.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import mmap
 import os
+import resource
 import struct
 import time
 import zlib
@@ -125,6 +127,16 @@ def _keep_freed_memory() -> None:
     no notice.
     """
     np.empty(31 << 20, np.uint8)
+
+
+def _more_open_files() -> bool:
+    """Lets this process open as many files as it may ever: shards stay open, and a usual limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        return False
+    return soft != hard
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -324,6 +336,14 @@ class Shard:
     @cached_property
     def _data(self) -> mmap.mmap:
         _keep_freed_memory()
+        try:
+            return self._mapped()
+        except OSError as error:
+            if error.errno != errno.EMFILE or not _more_open_files():
+                raise UserError(f"cannot be opened ({error.strerror})", str(self.path), "see ulimit -n") from None
+        return self._mapped()
+
+    def _mapped(self) -> mmap.mmap:
         with open(self._source, "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 

@@ -56,3 +56,26 @@ def test_a_run_of_before_a_setting_has_its_default(run: Path) -> None:
     assert rundir.load_config(run).vocab_rows == 100
     assert "word table has 100 rows, not 128; give --set model.vocab_multiple=1" in refused(run, RECIPE)
     assert rundir.holds(run, RECIPE, replace(CONFIG, vocab_multiple=1), ["a"])
+
+
+def test_without_git_a_run_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert rundir.describe("recipe", ["a"], {})["git"] is None
+
+
+def test_of_what_was_compiled_the_torn_goes_and_folders_stay(run: Path) -> None:
+    folder = run / "compiled"
+    (folder / "autotuned").mkdir(parents=True)
+    (folder / "autotuned" / "whole").touch()
+    (folder / "torn").touch()
+    rundir.clear_torn(run)
+    assert [path.name for path in folder.iterdir()] == ["autotuned"] and (folder / "autotuned" / "whole").exists()
+
+
+def test_a_lock_alone_is_no_other_thing(tmp_path: Path) -> None:
+    """Killed between taking a directory and writing into it."""
+    rundir.hold(tmp_path / "run").close()
+    assert not rundir.holds(tmp_path / "run", RECIPE, CONFIG, ["a"])
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"run: cannot be written \(Not a directory\)"):
+        rundir.hold(tmp_path / "file" / "run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import resource
 import struct
 import time
 
@@ -59,6 +60,18 @@ def test_a_lost_or_foreign_index_is_made_again(tmp_path):
         shard = open_shard(tmp_path / "a.tfrecord")
         np.testing.assert_array_equal(shard.tokens, records["input_mask"].sum(1))
         assert (tmp_path / "a.tfrecord.idx").read_bytes() == expected
+
+
+def test_shards_may_be_more_than_files_that_may_be_open(tmp_path):
+    records, _ = _written(tmp_path / "a.tfrecord", 5)
+    shards = [open_shard(tmp_path / "a.tfrecord") for _ in range(20)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, hard))
+    try:
+        for shard in shards:
+            _assert_same(shard.read(np.array([3])), {name: values[[3]] for name, values in records.items()})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_gzip_shards_are_read_at_random_too(tmp_path):
