@@ -26,32 +26,20 @@ from bert_jax.train.optimizer import make_optimizer
 from bert_jax.train.state import fresh_state
 from tests.conftest import louder
 from tests.runs import differences
-from tests.world import WORDS, bert_jax, write_data, write_recipe
+from tests.world import RECIPE, WORDS, bert_jax, write_data, write_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:orbax")
 
-SHORT = """
-[model]
-preset = "tiny"
-width = 32
-heads = 2
-positions = 16
-
-[train]
-evaluate_every = 20
-
-[checkpoint]
-every = 5
-
-[report]
-tensorboard = false
-
+SHORT = (
+    RECIPE.partition("[[stage]]")[0]
+    + """
 [[stage]]
 batch = 8
 steps = 12
 learning_rate = 3e-3
 warmup = 4
 """
+)
 
 
 @pytest.fixture(scope="module")
