@@ -223,7 +223,8 @@ def _plateau(recipe: Recipe, opened: Sequence[Dataset], config: BertConfig) -> I
     if tokens < 2 * needed:
         what = f"{tokens:,.0f} tokens of training may not leave the level of word frequencies ({levels}):"
         what += f" {config.vocab_size:,} pieces at a rate of {stage.learning_rate:g} take about {needed:,.0f}"
-        cure = "more steps or rows, a higher rate, fewer pieces, or model.position_init=sinusoid"
+        cure = "more steps or rows, a higher rate, fewer pieces, first a stage of shorter rows, more masks"
+        cure += " (bert-data shards --length 32 --rate 0.4), or model.position_init=sinusoid"
         yield Finding("warn", "recipe", what, cure)
 
 
