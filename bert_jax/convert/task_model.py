@@ -72,11 +72,7 @@ def is_directory(path: str | Path) -> bool:
 
 def within(path: str | Path) -> Path | None:
     """Where a fine-tuned model lies: at `path`, or where the fine-tuning in `path` wrote it; None: at neither."""
-    folder = Path(path)
-    if is_directory(folder):
-        return folder
-    inside = folder / "model"
-    return inside if (folder / "task.toml").is_file() and is_directory(inside) else None
+    return next((folder for folder in (Path(path), Path(path) / "model") if is_directory(folder)), None)
 
 
 def write(
