@@ -118,7 +118,7 @@ def test_the_api_says_what_predict_says(family: str, models: Callable[[str], Pat
         assert model.predict(one["text"] for one in lines) == model.predict(lines)
     with pytest.raises(UserError, match=r"examples\[1\]: this is int; give a text, or a dict"):
         model.predict([lines[0], 7])  # type: ignore[list-item]
-    with pytest.raises(UserError, match=r"examples: no .* is named|examples: .* name the key"):
+    with pytest.raises(UserError, match=r"examples\[0\]: no .* is named|examples\[0\]: .* name the key"):
         model.predict([{"unheard": "of"}])
 
 
