@@ -26,7 +26,7 @@ import numpy as np
 
 from bert_jax import warm_start
 from bert_jax.advice import Finding, examine_recipe, examine_split, usual_rate
-from bert_jax.config import Recipe, Stage, load_recipe, with_data, with_steps
+from bert_jax.config import Recipe, load_recipe, with_data, with_steps
 from bert_jax.data.batching import padded
 from bert_jax.data.feed import to_devices
 from bert_jax.data.loader import open_dataset
@@ -94,10 +94,10 @@ Check = Callable[[], list[Finding]]
 
 def checks(recipe: Recipe | None, data: Path | None, run: Path | None, quick: bool) -> list[tuple[str, Check]]:
     """What there is to look at, in the order in which it is needed."""
-    places = stage_places(recipe, data)
+    places = data_places(recipe, data)
     asked: list[tuple[str, Check]] = [
         ("devices", devices),
-        ("hosts", partial(hosts, recipe, list(places))),
+        ("hosts", partial(hosts, recipe, places)),
         ("clock", clock),
         ("collectives", collectives),
     ]
@@ -107,7 +107,7 @@ def checks(recipe: Recipe | None, data: Path | None, run: Path | None, quick: bo
         for split in ("train", "heldout"):
             asked.append((f"data {len(asked)}", partial(examine_split, path, split)))
     if run and recipe:
-        asked.append(("space", partial(space, recipe, list(places), run)))
+        asked.append(("space", partial(space, recipe, places, run)))
     if run and recipe and data:
         asked.append(("run", partial(continued, recipe, data, run)))
     if recipe and data and recipe.model.init_checkpoint and not (run and saved_steps(run)):
@@ -115,23 +115,19 @@ def checks(recipe: Recipe | None, data: Path | None, run: Path | None, quick: bo
     if recipe:
         asked += [("mesh", partial(divisions, recipe)), ("recipe", partial(settings, recipe, data))]
         if not quick and places:
-            asked.append(("one batch", partial(one_batch, recipe, next(iter(places)))))
+            asked.append(("one batch", partial(one_batch, recipe, places[0])))
     return asked
 
 
-def stage_places(recipe: Recipe | None, data: Path | None) -> dict[Path, list[Stage]]:
-    """The data directories of a run and the stages that read each; without a recipe, the one named or those in it."""
+def data_places(recipe: Recipe | None, data: Path | None) -> list[Path]:
+    """The data directories of a run, each once; without a recipe, the one named or those in it."""
     if data is None:
-        return {}
+        return []
     if recipe is None:
         inside = sorted(path.parent for path in data.glob(f"*/{MANIFEST}"))
-        return {path: [] for path in ([data] if (data / MANIFEST).exists() or not inside else inside)}
-    found: dict[Path, list[Stage]] = {}
-    for stage in recipe.stage:
-        found.setdefault(data / stage.data, []).append(stage)
-        if stage.replay_data:
-            found.setdefault(data / stage.replay_data, [])
-    return found
+        return [data] if (data / MANIFEST).exists() or not inside else inside
+    names = [name for stage in recipe.stage for name in (stage.data, stage.replay_data or stage.data)]
+    return [data / name for name in dict.fromkeys(names)]
 
 
 def examine(asked: list[tuple[str, Check]]) -> Iterator[Finding]:

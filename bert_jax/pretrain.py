@@ -288,7 +288,7 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
 
     # -------------------------------------------------------------------------------------------------- the loop
     # a model that is there is measured before the first step too
-    owed = (done or start) and not (processes.gather("measured", first and rundir.measured(run_dir, done), 600)[0])
+    owed = (done or start) and not processes.gather("measured", first and rundir.measured(run_dir, done), 600)[0]
     unread: list[UserError] = []  # records that the data thread cannot read: known some batches before their step
     pending: Pending | None = None
     stop, saved_at = False, time.monotonic()

@@ -14,7 +14,6 @@ from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.names import flatten
 from bert_jax.errors import UserError
 from bert_jax.model import bert
-from bert_jax.model.bert import Params
 from bert_jax.store.rundir import read_json
 from bert_jax.train.step import TrainState
 
@@ -90,7 +89,7 @@ def put_in(state: TrainState, loaded: Loaded, config: BertConfig) -> tuple[Train
     if loaded.config.relations != config.relations and "next_sentence" not in lacked:
         lacked.append("next_sentence")
     _, given = bert.unpadded(config, loaded.params)
-    params: Params = {
+    params: bert.Params = {
         part: tree if part in lacked else jax.tree.map(_placed, tree, given[part])
         for part, tree in state.params.items()
     }

@@ -215,7 +215,7 @@ def test_a_run_directory_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFi
 def test_stages_that_say_tokens_are_judged_by_their_steps(
     healthy: tuple[Path, Path], capsys: pytest.CaptureFixture
 ) -> None:
-    told = settings("stage.0.tokens=100000", "stage.0.warmup=90", "stage.1.warmup=1", "checkpoint.every=20")
+    told = settings("stage.0.tokens=100000", "stage.0.warmup=300", "stage.1.warmup=1", "checkpoint.every=20")
     found = doctor(capsys, healthy[0], "--data", healthy[1], *told, "--quick")[1]
     assert not [one for one in found if "warm-up" in one["what"] and one["state"] != "ok"], found
 

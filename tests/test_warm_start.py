@@ -139,6 +139,7 @@ def test_what_does_not_fit_is_told_and_nothing_written(world: tuple[Path, Path, 
     (other / "manifest.json").write_text(json.dumps(manifest))
     told = refused(first, shards=other)
     assert f"the shards were not made with the tokenizer of {first}" in told and f"--tokenizer {first}" in told
+    assert Tokenizer.load(first).fingerprint == Tokenizer.load(data).fingerprint, "what is advised can be done"
 
     assert "nowhere: this does not exist" in refused(tmp_path / "nowhere")
 

@@ -87,6 +87,8 @@ def _from_directory(path: Path, lowercase: bool | None) -> Tokenizer:
                 str(path),
                 "remove the one that is not the model's",
             )
+    elif (path / "tokenizer").is_dir():  # of a run, a data set, an imported model
+        return _from_directory(path / "tokenizer", lowercase)
     else:
         raise UserError(
             "the directory holds no tokenizer (spiece.model, vocab.txt or tokenizer.json)",

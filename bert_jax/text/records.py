@@ -339,8 +339,10 @@ class Shard:
         try:
             return self._mapped()
         except OSError as error:
-            if error.errno != errno.EMFILE or not _more_open_files():
-                raise UserError(f"cannot be opened ({error.strerror})", str(self.path), "see ulimit -n") from None
+            many = error.errno == errno.EMFILE
+            if not many or not _more_open_files():
+                remedy = "allow more open files (ulimit -n)" if many else "see that it is there and can be read"
+                raise UserError(f"cannot be opened ({error.strerror})", str(self.path), remedy) from None
         return self._mapped()
 
     def _mapped(self) -> mmap.mmap:

@@ -60,6 +60,11 @@ def test_a_run_of_one_step_and_one_that_was_not_finite_can_be_drawn(tmp_path: Pa
         assert draw_curves(write_run(tmp_path / name, rows, [], [])).read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_run_that_is_measured_and_has_no_step_yet_can_be_drawn(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [], [heldout_row(0, 5.0)], [])
+    assert "learning rate and gradient norm" in titles(run)
+
+
 def test_the_running_mean_skips_what_is_no_number() -> None:
     values = np.array([np.nan, 1.0, 3.0, np.nan, 5.0])
     assert smooth(values, 2).tolist()[1:] == [1.0, 2.0, 3.0, 5.0] and np.isnan(smooth(values, 2)[0])

@@ -177,6 +177,12 @@ TABLES = [
         "dev has label that train lacks: ",
     ),
     Case(
+        "steps that bfloat16 cannot tell",
+        nothing,
+        'train.adversarial: steps of 0.001 are lost in bfloat16\'s eight bits; set train.dtype="float32", or leave it out',
+        "train.adversarial=1 train.dtype=bfloat16",
+    ),
+    Case(
         "a file that is not there",
         lambda folder: (folder / "single/dev.tsv").unlink(),
         "single/dev.tsv: there is no such file, nor one with .gz behind it; its directory holds test.tsv, train.tsv",

@@ -113,6 +113,11 @@ def test_usual_names_need_no_columns(tmp_path: Path, family: str, names: str) ->
     assert example.label == (None if label == "-" else "4.5")
 
 
+def test_a_field_of_csv_may_be_long(tmp_path: Path) -> None:
+    (example,) = read(tmp_path, "a.csv", f"text,label\n{'x' * 200_000},1\n")
+    assert len(example.texts[0]) == 200_000
+
+
 def test_one_text_of_a_pair_may_be_empty(tmp_path: Path) -> None:
     (example,) = read(tmp_path, "a.tsv", "text_a\ttext_b\tlabel\nq\t\t0\n", family="pair")
     assert example.texts == ("q", "")
