@@ -179,7 +179,7 @@ TABLES = [
     Case(
         "steps that bfloat16 cannot tell",
         nothing,
-        'train.adversarial: steps of 0.001 are lost in bfloat16\'s eight bits; set train.dtype="float32", or leave it out',
+        "train.adversarial: steps of 0.001 are lost in bfloat16's eight bits; set train.dtype=",
         "train.adversarial=1 train.dtype=bfloat16",
     ),
     Case(
