@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kept import Kept
+from bert_jax import heap
 from bert_jax.api import open_model
 from bert_jax.tasks import audit, loop, metrics, predictions, sweep
 from bert_jax.tasks.reading import Splits, read_splits
@@ -141,6 +142,7 @@ def work(side: str, family: str, seed: int, args: argparse.Namespace) -> dict[st
     rate, settings = recipe.train.learning_rates[0], recipe.train
     losses: list[float] = []
     if side == "here":
+        heap.keep_freed(os.environ)  # as the command does
         params = first_params(asked.net, loaded.params, seed)
         begun = time.perf_counter()
         fitted = loop.fit(

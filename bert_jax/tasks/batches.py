@@ -12,9 +12,10 @@ and for families that compare items, or tokens, with each other:
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -23,9 +24,13 @@ from bert_jax.tasks.encoding import TaskRow
 
 GRID = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)  # of rows: each shape is compiled once
 SHORTEST = 8  # a row of T tokens holds T / 8 sequences at most
+SHORT_ROWS = (ROW, 144, 160, 176, 192, 224, 256)  # tokens of a row where texts are short
+LOOKED_AT = 64  # batches of an epoch that a fit's shapes are chosen by
+RARE = 0.05  # a share of batches that is worth no shape of its own, and so is this share of their tokens
 
 Arrays = dict[str, np.ndarray]
-Heights = Mapping[int, tuple[int, ...]]  # tokens of a row → how many rows a batch may have, ascending
+# the usual length of rows → their length in this fit, and how many a batch may have, ascending
+Shapes = Mapping[int, tuple[int, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -53,35 +58,60 @@ def units(rows: Sequence[TaskRow], family: str) -> list[list[int]]:
 
 
 def epoch_units(rows: Sequence[TaskRow], family: str, batch: int, seed: int, epoch: int) -> list[list[list[int]]]:
-    """The batches of an epoch as units of rows, in an order of its own; the last one may be smaller."""
+    """The batches of an epoch as units of rows, in an order of its own; the last one may be smaller.
+
+    Each batch has one unit of each class of lengths, drawn at random: so all have nearly as many tokens, and need the
+    same few shapes.
+    """
     parts = units(rows, family)
-    order = np.random.default_rng((seed, epoch)).permutation(len(parts))
-    return [[parts[place] for place in order[first : first + batch]] for first in range(0, len(parts), batch)]
+    sizes = np.array([sum(len(rows[number].ids) for number in unit) for unit in parts])
+    rng = np.random.default_rng((seed, epoch))
+    order = rng.permutation(len(parts))
+    count = len(parts) // batch
+    even, rest = np.split(order, [count * batch])
+    classes = even[np.argsort(sizes[even], kind="stable")].reshape(batch, count)
+    drawn = rng.permuted(classes, axis=1).T
+    return [[parts[place] for place in places] for places in [*drawn, rest] if len(places)]
 
 
 def train_batches(
-    rows: Sequence[TaskRow], family: str, batch: int, seed: int, epoch: int, pad: int, heights: Heights | None = None
+    rows: Sequence[TaskRow], family: str, batch: int, seed: int, epoch: int, pad: int, shapes: Shapes | None = None
 ) -> Iterator[TaskBatch]:
-    """An epoch: all rows, `batch` units at a time, in shapes that `heights` allows."""
+    """An epoch: all rows, `batch` units at a time, in shapes that `shapes` allows."""
     for chosen in epoch_units(rows, family, batch, seed, epoch):
-        yield layout(rows, chosen, family, pad, batch, heights)
+        yield layout(rows, chosen, family, pad, batch, shapes)
 
 
-def heights_of(rows: Sequence[TaskRow], family: str, batch: int, seed: int, epochs: int) -> Heights:
-    """For each length of rows in these epochs two numbers of rows at most: a shape costs seconds to compile.
+def shapes_of(rows: Sequence[TaskRow], family: str, batch: int, width: int) -> Shapes:
+    """The shapes of fits with any seed, two for each length of rows at most: one costs seconds to compile.
 
-    They are the largest that is needed, and the one below it that leaves the least padding in all.
+    A batch of short texts fills few rows, and half of one too many is much: rows are as long as leaves the least to
+    compute. Of two heights one is the largest that is needed, the other the one that saves most below it.
+
+    Args:
+        width: D of the encoder. Attention costs a token of a row of T about T / 2D of all else.
     """
-    needed: dict[int, Counter[int]] = {}
-    for epoch in range(epochs):
-        for chosen in epoch_units(rows, family, batch, seed, epoch):
-            length, shared = _shared([len(rows[number].ids) for unit in chosen for number in unit])
-            needed.setdefault(length, Counter())[grid(len(shared))] += 1
+    seen: dict[int, list[list[int]]] = defaultdict(list)
+    for epoch in range(3):
+        *full, last = epoch_units(rows, family, batch, 0, epoch)
+        for chosen in [*full[:LOOKED_AT], last]:
+            sizes = [len(rows[number].ids) for unit in chosen for number in unit]
+            seen[_usual(sizes)].append(sizes)
+    rare = RARE * sum(map(len, seen.values()))
+    for usual, longer in pairwise(sorted(seen)):
+        if len(seen[usual]) < rare:
+            seen[longer] += seen.pop(usual)
     found = {}
-    for length, counts in needed.items():
-        most = max(counts)
-        cost = {low: sum(n * (low if size <= low else most) for size, n in counts.items()) for low in counts}
-        found[length] = tuple(sorted({min(cost, key=lambda low: (cost[low], low)), most}))
+    for usual, batches in seen.items():
+        tried = []
+        for length in SHORT_ROWS if usual == ROW else (usual,):
+            needed = Counter(len(_shared(sizes, length)) for sizes in batches)
+            most = max(needed)
+            for low in needed:
+                count = sum(n * (low if height <= low else most) for height, n in needed.items())
+                price = count * length * (1 + length / (2 * width)) * (1 if low == most else 1 + RARE)
+                tried.append((price, length, tuple(sorted({low, most}))))
+        found[usual] = min(tried)[1:]
     return found
 
 
@@ -110,20 +140,22 @@ def layout(
     family: str,
     pad: int,
     batch: int,
-    heights: Heights | None = None,
+    shapes: Shapes | None = None,
 ) -> TaskBatch:
     """These units in packed rows.
 
     Args:
         chosen: units, as numbers of rows.
         batch: groups are padded to so many; 0: as the grid has it.
-        heights: numbers of rows to choose from; others are as the grid has them.
+        shapes: to choose from; others are as the grid has them.
     """
     numbers = [number for unit in chosen for number in unit]
-    length, shared = _shared([len(rows[number].ids) for number in numbers])
+    sizes = [len(rows[number].ids) for number in numbers]
+    usual, shapes = _usual(sizes), shapes or {}
+    length, heights = next((shapes[each] for each in sorted(shapes) if each >= usual), (usual, ()))
+    shared = _shared(sizes, length)
     slots = max(length // SHORTEST, 1)
-    allowed = (heights or {}).get(length, ())
-    height = next((size for size in allowed if size >= len(shared)), grid(len(shared)))
+    height = next((size for size in heights if size >= len(shared)), grid(len(shared)))
     most = length if family in ("tagging", "intent_slots") else slots
     width = rows[numbers[0]].spans.shape[1]
     arrays = _empty(rows[numbers[0]], family, (height, length), most, width, pad)
@@ -149,10 +181,14 @@ def layout(
     return TaskBatch(arrays, places, len(chosen))
 
 
-def _shared(lengths: Sequence[int]) -> tuple[int, list[list[int]]]:
-    """The length of rows, and which of the sequences of these lengths share one."""
-    length = max(row_length(max(lengths)), min(ROW, row_length(sum(lengths))))
-    return length, packed(lengths, length, max(length // SHORTEST, 1))
+def _usual(sizes: Sequence[int]) -> int:
+    """The length of rows for sequences of these sizes."""
+    return max(row_length(max(sizes)), min(ROW, row_length(sum(sizes))))
+
+
+def _shared(sizes: Sequence[int], length: int) -> list[list[int]]:
+    """Which of the sequences of these sizes share a row of `length` tokens."""
+    return packed(sizes, length, max(length // SHORTEST, 1))
 
 
 def features_batch(

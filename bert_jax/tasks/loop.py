@@ -19,12 +19,12 @@ from bert_jax.config import Stage, TrainSettings
 from bert_jax.errors import UserError
 from bert_jax.tasks import network
 from bert_jax.tasks.batches import (
-    Heights,
+    Shapes,
     TaskBatch,
     all_batches,
     epoch_units,
     features_batch,
-    heights_of,
+    shapes_of,
     train_batches,
     units,
 )
@@ -117,12 +117,12 @@ def fit(
     steps = examples = 0
     spent, decayed = 0.0, 1.0
     decay = settings.weight_decay * settings.layer_decay ** (net.config.layers + 1)
-    heights = heights_of(rows, net.family, settings.batch, seed, settings.epochs) if features is None else None
+    shapes = shapes_of(rows, net.family, settings.batch, net.config.width) if features is None else None
     for epoch in range(settings.epochs):
         losses = []
-        for batch in _epoch(net, rows, features, settings, seed, epoch, pad, heights):
+        begun = time.perf_counter()
+        for batch in _epoch(net, rows, features, settings, seed, epoch, pad, shapes):
             shape = tuple((name, array.shape) for name, array in batch.arrays.items())
-            begun = time.perf_counter()
             given = (jnp.asarray(rate, jnp.float32), jnp.asarray(seed, jnp.int32))
             state, metrics = _step(state, still, first, batch.arrays, *given, net=net, settings=settings, total=total)
             losses.append(float(metrics["loss"][0]))
@@ -133,6 +133,7 @@ def fit(
             known.add(shape)
             steps += 1
             told(steps, total, losses[-1])
+            begun = time.perf_counter()
         line = {"epoch": epoch + 1, "loss": float(np.mean(losses))}
         if not math.isfinite(line["loss"]) or not all(
             bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state.params)
@@ -238,10 +239,10 @@ def _epoch(
     seed: int,
     epoch: int,
     pad: int,
-    heights: Heights | None,
+    shapes: Shapes | None,
 ) -> Iterator[TaskBatch]:
     if features is None:
-        return train_batches(rows, net.family, settings.batch, seed, epoch, pad, heights)
+        return train_batches(rows, net.family, settings.batch, seed, epoch, pad, shapes)
     chosen = epoch_units(rows, net.family, settings.batch, seed, epoch)
     return (features_batch(rows, features, part, net.family, settings.batch) for part in chosen)
 

@@ -12,7 +12,16 @@ import pytest
 from bert_jax.config import BertConfig
 from bert_jax.model import bert
 from bert_jax.tasks import loop, network
-from bert_jax.tasks.batches import all_batches, features_batch, grid, layout, train_batches, units
+from bert_jax.tasks.batches import (
+    all_batches,
+    epoch_units,
+    features_batch,
+    grid,
+    layout,
+    shapes_of,
+    train_batches,
+    units,
+)
 from bert_jax.tasks.encoding import TaskRow, encode
 from bert_jax.tasks.examples import Example
 from bert_jax.tasks.network import Network, make_network
@@ -254,11 +263,69 @@ def test_a_row_longer_than_a_batch_and_rows_without_items_have_a_place(loud: dic
         assert [out["classifier"].shape for out in outs] == [(0, 4), (120, 4), (0, 4)]
 
 
-def test_the_same_shape_is_made_for_batches_of_alike_rows(tmp_path: Path):
-    rows = rows_of("tagging", tmp_path, count=64)
-    shapes = {
+def texts(lengths: list[int], folder: Path) -> list[TaskRow]:
+    """A row of each of these lengths, [CLS] and [SEP] included."""
+    examples = [
+        Example(str(number), f"here:{number}", text=" ".join(["ban"] * (length - 2)), label=toy.NAMES[0])
+        for number, length in enumerate(lengths)
+    ]
+    rows = encode(examples, toy.tokenizer(folder), TaskSettings(family="single", length=512), LABELS)
+    assert [len(row.ids) for row in rows] == lengths
+    return rows
+
+
+def test_every_batch_has_a_text_of_each_class_of_lengths(tmp_path: Path):
+    lengths = np.random.default_rng(0).permutation(np.arange(3, 67)).tolist()
+    rows = texts([*lengths, 90, 90, 90], tmp_path)
+    for seed, epoch in ((0, 0), (0, 1), (5, 0)):
+        *full, rest = epoch_units(rows, "single", 8, seed, epoch)
+        assert len(full) == 8 and len(rest) == 3
+        left = {number for [number] in rest}
+        classes = sorted(len(row.ids) for number, row in enumerate(rows) if number not in left)
+        for batch in full:
+            found = sorted(len(rows[number].ids) for [number] in batch)
+            assert all(classes[8 * place] <= length <= classes[8 * place + 7] for place, length in enumerate(found))
+    assert (
+        len({tuple(map(tuple, batch)) for seed in range(20) for batch in epoch_units(rows, "single", 8, seed, 0)}) > 100
+    )
+
+
+def padded(rows: list[TaskRow], seed: int, shapes: dict | None) -> tuple[int, set[tuple[int, int]]]:
+    """Tokens of three epochs with padding, and the shapes of their batches."""
+    found = [
         batch.arrays["input_ids"].shape
         for epoch in range(3)
-        for batch in train_batches(rows, "tagging", 16, 0, epoch, 0)
-    }
-    assert len(shapes) <= 2  # each shape costs a compilation
+        for batch in train_batches(rows, "single", 16, seed, epoch, 0, shapes)
+    ]
+    return sum(height * length for height, length in found), set(found)
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "count", "at_most", "fill"),
+    [(12, 4, 500, 2, 0.85), (50, 20, 500, 3, 0.85), (300, 80, 200, 2, 0.6), (12, 4, 9, 1, 0.5)],
+    ids=["short", "middling", "long", "less than a batch"],
+)
+def test_a_fit_has_few_shapes_with_little_padding_whatever_the_seed(
+    mean: int, spread: int, count: int, at_most: int, fill: float, tmp_path: Path
+):
+    drawn = np.random.default_rng(1).normal(mean, spread, count)
+    rows = texts(np.clip(drawn, 3, 512).astype(int).tolist(), tmp_path)
+    shapes = shapes_of(rows, "single", 16, 384)
+    everywhere: set[tuple[int, int]] = set()
+    for seed in range(3):
+        tokens, found = padded(rows, seed, dict(shapes))
+        everywhere |= found
+        assert sum(len(row.ids) for row in rows) * 3 > fill * tokens
+        assert tokens <= padded(rows, seed, None)[0] * 1.1  # those are exact, and many shapes
+    assert len(everywhere) <= at_most
+
+
+def test_a_rare_long_text_has_the_rows_that_it_needs(tmp_path: Path):
+    rows = texts([20] * 300 + [400], tmp_path)
+    shapes = shapes_of(rows, "single", 16, 384)
+    for seed in range(5):
+        for epoch in range(2):
+            for batch in train_batches(rows, "single", 16, seed, epoch, 0, shapes):
+                held = sorted(len(rows[number].ids) for number, _, _ in batch.places)
+                assert (batch.arrays["sequence_ids"] > 0).sum() == sum(held)
+                assert batch.arrays["input_ids"].shape[1] >= held[-1]
