@@ -20,11 +20,11 @@ import jax.numpy as jnp
 @jax.jit
 def step(x):
     wide = jnp.tile(x, (1, 64))  # 64 MB
-    return jnp.tanh(wide @ wide.T)[:, :256]
+    return x + jnp.tanh(wide @ jnp.ones((16384, 1)))
 
 x = jnp.ones((1024, 256))
-for number in range(12):
-    if number == 4:
+for number in range(32):
+    if number == 24:  # by then the heap is as large as it needs to be
         begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     x = jax.block_until_ready(step(x))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun) / 8)

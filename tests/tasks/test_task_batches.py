@@ -266,7 +266,7 @@ def test_a_row_longer_than_a_batch_and_rows_without_items_have_a_place(loud: dic
 def texts(lengths: list[int], folder: Path) -> list[TaskRow]:
     """A row of each of these lengths, [CLS] and [SEP] included."""
     examples = [
-        Example(str(number), f"here:{number}", text=" ".join(["ban"] * (length - 2)), label=toy.NAMES[0])
+        Example(str(number), f"here:{number}", texts=(" ".join(["ban"] * (length - 2)),), label=toy.NAMES[0])
         for number, length in enumerate(lengths)
     ]
     rows = encode(examples, toy.tokenizer(folder), TaskSettings(family="single", length=512), LABELS)
