@@ -16,7 +16,7 @@ def keep_freed(environment: Mapping[str, str]) -> bool:
     """Have this process keep memory that is freed, if JAX computes on the CPU and glibc gives memory out.
 
     XLA allocates what a step needs anew each time. glibc gives blocks of that size back to the system as they are
-    freed, which then has to clear each page again: a sixth of a step's time (benchmarks/RESULTS.md, "Memory of a
+    freed, which then has to clear each page again: an eighth of a step's time (benchmarks/RESULTS.md, "Memory of a
     step"). For commands, since it is the whole process that then stays at its largest size.
 
     Returns:
