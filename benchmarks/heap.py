@@ -34,7 +34,8 @@ WAYS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--row", default="small,128", help="size and length, as train_step has them (small,128)")
+    rows = [f"{name},{length}" for name, length in ROWS]
+    parser.add_argument("--row", default="small,128", choices=rows, help="size and length (small,128)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=15.0, help="of steps a round")
     parser.add_argument("--worker", choices=("leave", "keep"), help=argparse.SUPPRESS)

@@ -25,5 +25,5 @@ def keep_freed(environment: Mapping[str, str]) -> bool:
     if flags.here(environment)[0] != "cpu" or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # never trim the heap; no blocks outside it; and one heap, since those of threads are always trimmed
+    # never trim the heap; no blocks outside it; and one heap, since those of threads go back as they empty
     return all([mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_MMAP_MAX, 0), mallopt(M_ARENA_MAX, 1)])

@@ -263,6 +263,16 @@ def test_a_row_longer_than_a_batch_and_rows_without_items_have_a_place(loud: dic
         assert [out["classifier"].shape for out in outs] == [(0, 4), (120, 4), (0, 4)]
 
 
+def test_the_same_shape_is_made_for_batches_of_alike_rows(tmp_path: Path):
+    rows = rows_of("tagging", tmp_path, count=64)
+    shapes = {
+        batch.arrays["input_ids"].shape
+        for epoch in range(3)
+        for batch in train_batches(rows, "tagging", 16, 0, epoch, 0)
+    }
+    assert len(shapes) <= 2  # each shape costs a compilation
+
+
 def texts(lengths: list[int], folder: Path) -> list[TaskRow]:
     """A row of each of these lengths, [CLS] and [SEP] included."""
     examples = [
