@@ -310,7 +310,8 @@ def pretrain(recipe: Recipe, run_dir: Path, notice: Notice, watch: processes.Ste
                     continue
                 if done <= begin and stage.settings.restart:
                     state = state._replace(opt_state=jax.jit(tx.init, out_shardings=places.opt_state)(state.params))
-                with closing(ahead(load, max(done - begin, 0), end - begin, idle=finish_step)) as batches:
+                made = map(load, range(max(done - begin, 0), end - begin))
+                with closing(ahead(made, idle=finish_step)) as batches:
                     readable = clock.each(WAITING, until_error(batches, UserError))
                     for step, batch in enumerate(readable, max(done, begin) + 1):
                         profile.before(step, state)

@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 from jax.sharding import NamedSharding
@@ -22,45 +22,44 @@ def to_devices(rows: HostBatch, sharding: NamedSharding) -> dict[str, jax.Array]
     return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in rows.items()}
 
 
-def ahead(
-    make: Callable[[int], T], start: int, stop: int, depth: int = 2, idle: Callable[[], None] = lambda: None
-) -> Iterator[T]:
-    """make(start), …, make(stop − 1), computed by one thread up to `depth` items before they are asked for.
+def ahead(items: Iterable[T], depth: int = 2, idle: Callable[[], None] = lambda: None) -> Iterator[T]:
+    """The items, made by one thread up to `depth` of them before they are asked for.
 
     An error in the thread is raised here, in its turn. Closing the iterator ends the thread. Where an item is not
     there when it is asked for, `idle` is called first: what there is to do meanwhile.
     """
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
+    ready: queue.Queue[tuple[list[T], BaseException | None]] = queue.Queue(maxsize=depth)  # one item, or how it ended
     closed = threading.Event()
 
-    def put(item: tuple[Any, BaseException | None]) -> None:
+    def put(found: tuple[list[T], BaseException | None]) -> None:
         while not closed.is_set():
             try:
-                return ready.put(item, timeout=0.1)
+                return ready.put(found, timeout=0.1)
             except queue.Full:
                 continue
 
     def work() -> None:
-        for t in range(start, stop):
-            if closed.is_set():
-                return
-            try:
-                item = (make(t), None)
-            except BaseException as error:
-                put((None, error))
-                return
-            put(item)
+        try:
+            for item in items:
+                put(([item], None))
+                if closed.is_set():
+                    return
+            put(([], None))
+        except BaseException as error:
+            put(([], error))
 
     thread = threading.Thread(target=work, name="feed", daemon=True)
     thread.start()
     try:
-        for _ in range(start, stop):
+        while True:
             if ready.empty():
                 idle()
-            value, error = ready.get()
+            found, error = ready.get()
             if error is not None:
                 raise error
-            yield value  # type: ignore[misc]
+            if not found:
+                return
+            yield found[0]
     finally:
         closed.set()
         thread.join()

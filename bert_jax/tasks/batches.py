@@ -64,7 +64,7 @@ def epoch_units(rows: Sequence[TaskRow], family: str, batch: int, seed: int, epo
     same few shapes.
     """
     parts = units(rows, family)
-    sizes = np.array([sum(len(rows[number].ids) for number in unit) for unit in parts])
+    sizes = np.array([_tokens(rows, unit) for unit in parts])
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(parts))
     count = len(parts) // batch
@@ -121,7 +121,7 @@ def all_batches(rows: Sequence[TaskRow], family: str, tokens: int, pad: int) -> 
     chosen: list[list[int]] = []
     held = 0
     for unit in parts:
-        size = sum(len(rows[number].ids) for number in unit)
+        size = _tokens(rows, unit)
         if chosen and held + size > tokens:
             yield layout(rows, chosen, family, pad, 0)
             chosen, held = [], 0
@@ -179,6 +179,10 @@ def layout(
             item += len(one.items)
     _group(arrays, rows, chosen, family, flat, batch)
     return TaskBatch(arrays, places, len(chosen))
+
+
+def _tokens(rows: Sequence[TaskRow], unit: Sequence[int]) -> int:
+    return sum(len(rows[number].ids) for number in unit)
 
 
 def _usual(sizes: Sequence[int]) -> int:

@@ -16,6 +16,7 @@ import optax
 from jax import Array
 
 from bert_jax.config import Stage, TrainSettings
+from bert_jax.data.feed import ahead
 from bert_jax.errors import UserError
 from bert_jax.tasks import network
 from bert_jax.tasks.batches import (
@@ -121,7 +122,8 @@ def fit(
     for epoch in range(settings.epochs):
         losses = []
         begun = time.perf_counter()
-        for batch in _epoch(net, rows, features, settings, seed, epoch, pad, shapes):
+        # laid out in a thread, so that a fast device does not wait for the host
+        for batch in ahead(_epoch(net, rows, features, settings, seed, epoch, pad, shapes)):
             shape = tuple((name, array.shape) for name, array in batch.arrays.items())
             given = (jnp.asarray(rate, jnp.float32), jnp.asarray(seed, jnp.int32))
             state, metrics = _step(state, still, first, batch.arrays, *given, net=net, settings=settings, total=total)
@@ -264,7 +266,7 @@ def outputs_of(
     Regression's numbers are in the units of the labels.
     """
     found: Outs = [{} for _ in rows]
-    for batch in _all(net, rows, features, pad):
+    for batch in ahead(_all(net, rows, features, pad)):
         out = jax.device_get(_outputs(params, batch.arrays, net=net))
         for number, line, own in _own(batch, rows, net):
             found[number] = {name: values[line, own] for name, values in out.items()}
@@ -286,7 +288,7 @@ def _own(batch: TaskBatch, rows: Sequence[TaskRow], net: Network) -> Iterator[tu
 def compute_features(net: Network, params: Params, rows: Sequence[TaskRow], pad: int) -> list[np.ndarray]:
     """What the head would read of each row: float32[r, L', D'], of qa [n, L', D']."""
     found: list[np.ndarray] = [np.empty(0)] * len(rows)
-    for batch in all_batches(rows, net.family, TOKENS, pad):
+    for batch in ahead(all_batches(rows, net.family, TOKENS, pad)):
         values = jax.device_get(_features(params, batch.arrays, net=net))
         for number, line, own in _own(batch, rows, net):
             found[number] = values[line, own].copy()

@@ -115,7 +115,7 @@ def test_ahead_keeps_order_and_passes_errors_in_their_turn() -> None:
             raise UserError("the shard is damaged")
         return t
 
-    items = ahead(make, 2, 8)
+    items = ahead(map(make, range(2, 8)))
     assert [next(items) for _ in range(3)] == [2, 3, 4]
     with pytest.raises(UserError, match="damaged"):
         next(items)
