@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
 
@@ -38,6 +39,14 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
+def _heard(unraisable: sys.UnraisableHookArgs) -> None:
+    """A signal that comes inside a callback of XLA's, where Python drops what is raised, is sent once more."""
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+        return sys.__unraisablehook__(unraisable)
+    number = signal.SIGTERM if isinstance(unraisable.exc_value, Terminated) else signal.SIGINT
+    threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb.
 
@@ -52,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if own_process and asked != "pretrain":  # which saves first
             signal.signal(signal.SIGTERM, _terminate)
+            sys.unraisablehook = _heard
         module = importlib.import_module(f"bert_jax.{VERBS[asked][0]}") if asked in VERBS else None
         parser = argparse.ArgumentParser(prog="bert-jax", description="BERT, whole, in JAX.")
         verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -65,7 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"bert-jax {asked}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as notice:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        # Python 3.11 puts what a descriptor's `__set_name__` raises into a RuntimeError: classes of what is imported
+        notice = error.__cause__ if isinstance(error, RuntimeError) else error
+        if not isinstance(notice, KeyboardInterrupt):
+            raise
         goes_on = asked in ("pretrain", "finetune")
         again = "run the same command again" if goes_on else "files that stand are whole"
         print(f"bert-jax {asked}: interrupted; {again}", file=sys.stderr, flush=True)

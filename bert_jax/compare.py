@@ -15,7 +15,7 @@ import numpy as np
 from bert_jax.errors import UserError
 from bert_jax.store.closing import hours, time_spent
 from bert_jax.store.curves import Compared, draw_comparison, read_curves
-from bert_jax.store.rundir import read_json, read_metrics
+from bert_jax.store.rundir import check_run, read_json, read_metrics
 
 AXES = ("step", "tokens", "hours")
 
@@ -34,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if len(runs) < 2 or len({path.resolve() for path in runs}) < len(runs):
         raise UserError("two different runs or more are needed", " ".join(map(str, runs)), "name each once")
     for path in runs:
-        if not (path / "recipe.toml").exists():
-            raise UserError("this is no run directory", str(path), "give one that `bert-jax pretrain` made")
+        check_run(path)
     names = short_names(runs)
     curves = [read_curves(path) for path in runs]
     for path, curve in zip(runs, curves, strict=True):

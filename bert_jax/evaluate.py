@@ -16,7 +16,7 @@ from bert_jax.data.loader import heldout_batches, open_dataset
 from bert_jax.errors import UserError
 from bert_jax.fine_tuned import load_task
 from bert_jax.store.checkpoint import load_params
-from bert_jax.store.rundir import load_config, read_json, write_text
+from bert_jax.store.rundir import check_output, load_config, read_json, write_text
 from bert_jax.tasks.audit import check_labels
 from bert_jax.tasks.reading import read_examples
 from bert_jax.tasks.task import judge
@@ -68,10 +68,13 @@ def of_task(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.data is None:
         raise UserError("a fine-tuned model is measured on a file", "--data", "give one of labelled examples")
+    if args.predictions:
+        check_output(args.predictions, args.data)
     model = load_task(args.run, args.settings or ())
     examples = read_examples(args.data, model.asked.task, model.columns)
     if model.asked.task.unseen == "error":
-        check_labels(dict(model.asked.labels), examples, str(args.data))
+        remedy = "rewrite them with --set columns.labels, or count them as wrong with --set task.unseen=wrong"
+        check_labels(dict(model.asked.labels), examples, str(args.data), remedy)
     rows = model.asked.rows(examples)
     with tqdm(total=len(rows), unit="row", disable=None, leave=False) as bar:
         judged = judge(model.asked, model.params, examples, rows, told=bar.update)

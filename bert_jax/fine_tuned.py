@@ -28,6 +28,11 @@ class FineTuned:
     params: dict[str, Any]
     columns: ColumnSettings
 
+    def __repr__(self) -> str:
+        net, labels = self.asked.net, [f"{len(names)} {term}" for term, names in self.asked.labels.items()]
+        told = ", ".join([f"{net.config.layers} layers of {net.config.width}", *labels])
+        return f"FineTuned({net.family}, {told}; {self.asked.tokenizer})"
+
     def predict(self, examples: Iterable[str | Mapping[str, Any]]) -> list[Prediction]:
         """What the model says of each example.
 
@@ -39,8 +44,10 @@ class FineTuned:
             What `bert-jax predict` writes, an object for each example, in their order.
 
         Raises:
-            UserError: an example is neither, or lacks a key.
+            UserError: an example is neither, or lacks a key; or this is one example and no list.
         """
+        if isinstance(examples, str | Mapping):
+            raise UserError("this is one example", "predict", "give a list of them")
         objects = [{"text": one} if isinstance(one, str) else one for one in examples]
         if not objects:
             return []
@@ -111,7 +118,10 @@ def load_task(path: str | Path, settings: Sequence[str] = ()) -> FineTuned:
         if (path / "inputs.json").is_file():
             raise UserError("this fine-tuning is not finished", str(path), "run the same `bert-jax finetune` again")
         what = "this is no fine-tuned model" if path.exists() else "there is no such directory"
-        raise UserError(what, str(path), "give one that `bert-jax finetune` wrote, or import one")
+        remedy = "give one that `bert-jax finetune` wrote, or import one"
+        if (path / "config.json").is_file():
+            remedy = f"import it first, `bert-jax import {path} --output DIR`"
+        raise UserError(what, str(path), remedy)
     model = task_model.read(folder)
     tree = {"task": {"family": model.family, **model.task["task"]}, "columns": dict(model.task["columns"])}
     for setting in settings:

@@ -10,8 +10,10 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from bert_jax.errors import UserError, counted
 from bert_jax.settings import to_toml
 from bert_jax.store import rundir, taskdir
 from bert_jax.store.clock import duration
-from bert_jax.tasks import audit, cells, metrics, summary, sweep
+from bert_jax.tasks import audit, cells, metrics, network, summary, sweep
 from bert_jax.tasks.cells import Job, Prepared
 from bert_jax.tasks.network import Params
 from bert_jax.tasks.reading import Splits, read_splits
@@ -126,6 +128,8 @@ def finetune(
     say_facts(facts)
     config, tokenizer = model.loaded.config, model.loaded.tokenizer
     stages = [cells.prepared(one, trained_before(data, one), config, tokenizer) for one in before]
+    for stage, named in zip(stages, recipe.before, strict=True):
+        print(f"  before it {named.recipe}, train {len(stage.splits.train):,}")
     main = cells.prepared(recipe, splits, config, tokenizer)
     full = sum(len(row.ids) >= task.length for row in main.rows["train"])
     if full and task.family not in ("tagging", "qa"):  # which read long texts in windows
@@ -134,7 +138,13 @@ def finetune(
     if main.asked.net.tokens == "pooled" and "pooler" not in model.loaded.params:
         still = ", and stays so" if recipe.train.what == "head" else ""
         print(f"  the encoder has no pooler: [CLS] goes through a random one{still} (not with readout.tokens=first)")
-    job = Job(main, stages, metric, model.loaded.params)
+    elif main.asked.net.tokens == "pooled" and model.loaded.pooling is not None:
+        usual = "mean" if model.loaded.pooling.mode != "cls" else "first"
+        print(f"  the encoder was trained to be read otherwise than by its pooler (readout.tokens={usual})")
+    if not splits.dev:
+        measured = "test is measured" if splits.test else "nothing is measured"
+        print(f"  no dev split: the last epoch is kept, and {measured} (task.dev_share=0.1 takes one from train)")
+    job = Job(main, metric, cache(partial(encoder_after, run, stages, model, recipe)), same=not stages)
     files = [item for one in (main, *stages) for item in one.splits.files.items()]
     encoder = {name: file["sha256"] for name, file in model.origin["files"].items()}
     with taskdir.opened(run, [recipe, *before], files, encoder):
@@ -151,10 +161,14 @@ def finetune(
         twins = [result_of(run, job, Cell("random", rate, seed))[0] for seed in seeds]
         # ---------------------------------------------------------------------------------- the model and the report
         best = sweep.best_cell(results, metric)
-        keep(run, job, best, best_params, model)
+        keep(run, job, before, best, best_params, model)
         on = summary.reported(main)
         judged = judge_kept(run, main, on)
         found = summary.summarize(main, metric, results, twins, judged, facts, audited)
+        found.report["before"] = [
+            {"recipe": named.recipe, "examples": len(stage.splits.train), "settings": asdict(stage.recipe.train)}
+            for named, stage in zip(recipe.before, stages, strict=True)
+        ]
         table = sweep.table(found.lines, metric)
         told = [{**one, **e.gold()} for one, e in zip(judged.predictions, getattr(splits, on), strict=True)]
         rundir.write_json(run / "report.json", found.report)
@@ -165,6 +179,9 @@ def finetune(
         except OSError as error:
             print(f"{run}: the pictures cannot be written ({error.strerror})")
     print(table)
+    if len(rates := sorted(recipe.train.learning_rates)) > 1 and rate in (rates[0], rates[-1]) and splits.dev:
+        end, other = ("lowest", "lower") if rate == rates[0] else ("highest", "higher")
+        print(f"the best rate is the {end} of those tried: a {other} one in train.learning_rates costs its fits alone")
     print(f"{run / 'model'}: {best.cell.name}; predictions, tables and pictures beside it", flush=True)
     return found.row
 
@@ -225,7 +242,7 @@ def say_facts(facts: dict[str, Any]) -> None:
             print(f"  {counted(found['count'], 'example')} {'twice ' if where == 'in train' else 'of '}{where}{other}")
     for split, terms in facts["unseen"].items():
         for term, names in terms.items():
-            print(f"  {split} has {counted(len(names), term)} that train lacks: they count as wrong")
+            print(f"  {split} has {counted(len(names), term.removesuffix('s'))} that train lacks: they count as wrong")
 
 
 # -------------------------------------------------------------------------------------------------------- the fits
@@ -247,16 +264,41 @@ def result_of(run: Path, job: Job, cell: Cell) -> tuple[Result, Params | None]:
 
 
 def _fit(job: Job, cell: Cell) -> tuple[Result, Params]:
-    from tqdm import tqdm
-
-    with tqdm(desc=cell.name, unit="step", leave=False, disable=None) as bar:
-        return cells.fit(job, cell, _in_lines(cell.name) if bar.disable else _in_bar(bar))
+    with _told(cell.name) as told:
+        return cells.fit(job, cell, told)
 
 
-def keep(run: Path, job: Job, best: Result, params: Params | None, model: Model) -> None:
+def encoder_after(run: Path, stages: Sequence[Prepared], model: Model, recipe: TaskRecipe, seed: int) -> Params:
+    """The encoder that the fits of a seed begin with: the one that was given, after all tasks that come before.
+
+    Each of these is kept in `before/`, a fine-tuned model as any other: it may take longer than all that follows.
+    """
+    encoder = model.loaded.params
+    for number, (named, stage) in enumerate(zip(recipe.before, stages, strict=True), 1):
+        name = f"{number}-{Path(named.recipe).stem}-seed{seed}"
+        out = run / "before" / name
+        if task_model.is_directory(out):
+            kept = task_model.read(out)
+            params = {**kept.loaded.params, **kept.head}
+        else:
+            begun = time.monotonic()
+            with _told(name) as told:
+                fitted = cells.fit_before(stage, encoder, seed, told)
+            params = fitted.params
+            provenance = {"encoder": model.origin, "recipe": to_toml(stage.recipe), "cell": name}
+            columns = asdict(stage.recipe.columns)
+            fine_tuned.write(out, stage.asked, params, model.loaded, {"cell": name, "columns": columns}, provenance)
+            loss, seconds = fitted.curve[-1]["loss"], time.monotonic() - begun
+            print(f"{name}: loss {loss:.3f} in the last of {counted(len(fitted.curve), 'epoch')}, {seconds:.0f} s")
+        encoder = {**encoder, **{part: params[part] for part in network.ENCODER if part in params}}
+    return encoder
+
+
+def keep(run: Path, job: Job, before: Sequence[TaskRecipe], best: Result, params: Params | None, model: Model) -> None:
     """Write the chosen cell's model, unless it is there.
 
     Args:
+        before: recipes of the tasks that were trained before.
         params: the cell's, None where they went with the process that made them.
     """
     out, recipe = run / "model", job.main.recipe
@@ -275,7 +317,12 @@ def keep(run: Path, job: Job, best: Result, params: Params | None, model: Model)
         params,
         model.loaded,
         {"cell": best.cell.name, "scores": {"dev": best.dev, "test": best.test}, "columns": asdict(recipe.columns)},
-        {"encoder": model.origin, "recipe": to_toml(recipe), "cell": best.cell.name},
+        {
+            "encoder": model.origin,
+            "trained before": [to_toml(one) for one in before],
+            "recipe": to_toml(recipe),
+            "cell": best.cell.name,
+        },
     )
 
 
@@ -285,6 +332,15 @@ def judge_kept(run: Path, main: Prepared, on: str) -> Judged:
     net = replace(main.asked.net, mean=0.0, spread=1.0)  # which are in its weights
     asked = replace(main.asked, net=net, no_answer=kept.task["no_answer"])
     return judge(asked, {**kept.loaded.params, **kept.head}, getattr(main.splits, on), main.rows[on])
+
+
+@contextmanager
+def _told(name: str) -> Iterator[cells.Told]:
+    """Tells how a fit goes on: in a bar, or in lines where there is no terminal."""
+    from tqdm import tqdm
+
+    with tqdm(desc=name, unit="step", leave=False, disable=None) as bar:
+        yield _in_lines(name) if bar.disable else _in_bar(bar)
 
 
 def _in_bar(bar: Any) -> Callable[[int, int, float], None]:

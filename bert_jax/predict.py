@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from bert_jax.fine_tuned import load_task
-from bert_jax.store.rundir import write_text
+from bert_jax.store.rundir import check_output, write_text
 from bert_jax.tasks.reading import read_inputs
 from bert_jax.tasks.task import judge
 
@@ -23,6 +23,8 @@ def run(args: argparse.Namespace) -> int:
     """One line out for each line in."""
     from tqdm import tqdm
 
+    if args.out is not None:
+        check_output(args.out, Path(args.inputs))
     model = load_task(args.model)
     examples = read_inputs(args.inputs, model.asked.task.family, model.columns)
     rows = model.asked.rows(examples)

@@ -19,7 +19,7 @@ from bert_jax.data.stages import check_stages, open_stages
 from bert_jax.errors import UserError
 from bert_jax.model import attention, bert
 from bert_jax.store.checkpoint import Checkpoints, Damaged
-from bert_jax.store.rundir import load_config
+from bert_jax.store.rundir import check_run, load_config
 from bert_jax.train import sharding
 from bert_jax.train.loss import Batch, LossFn, make_pretraining_loss, weigh
 from bert_jax.train.optimizer import make_optimizer, make_schedule
@@ -35,8 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Go from the newest checkpoint before the step up to it, then print what it finds; writes nothing."""
-    if not (args.run / "recipe.toml").exists():
-        raise UserError("this is no run directory", str(args.run), "give one that `bert-jax pretrain` made")
+    check_run(args.run)
     recipe = load_recipe(args.run / "recipe.toml")
     if args.data:
         recipe = with_data(recipe, str(args.data))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bert_jax.errors import UserError
 from bert_jax.store.closing import closing_table
 from bert_jax.store.curves import draw_curves
+from bert_jax.store.rundir import check_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,8 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if not (args.run / "recipe.toml").exists():
-        raise UserError("this is no run directory", str(args.run), "give one that `bert-jax pretrain` made")
+    check_run(args.run)
     table = closing_table(args.run)
     draw_curves(args.run, args.log)
     print(table)

@@ -116,6 +116,10 @@ def test_the_api_says_what_predict_says(family: str, models: Callable[[str], Pat
     assert model.predict(lines) == predict(models(family), lines) and model.predict([]) == []
     if family == "single":
         assert model.predict(one["text"] for one in lines) == model.predict(lines)
+    for one in ("ban ker", lines[0]):
+        with pytest.raises(UserError, match="this is one example; give a list of them"):
+            model.predict(one)  # type: ignore[arg-type]
+    assert len(repr(model)) < 200 and family in repr(model)
     with pytest.raises(UserError, match=r"examples\[1\]: this is int; give a text, or a dict"):
         model.predict([lines[0], 7])  # type: ignore[list-item]
     with pytest.raises(UserError, match=r"examples\[0\]: no .* is named|examples\[0\]: .* name the key"):
@@ -205,10 +209,16 @@ def test_a_broken_line_is_named_and_nothing_written(
     said = refused("predict", models("single"), tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl")
     assert "in.jsonl, line 3: this is not JSON" in said
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
-    assert "out: cannot be written (No such file or directory)" in refused(
-        *("predict", models("single"), write_lines(tmp_path / "in.jsonl", [{"text": "ban"}])),
-        *("--out", tmp_path / "nowhere" / "out"),
-    )
+    asked = write_lines(tmp_path / "in.jsonl", [{"text": "ban"}])
+    there = asked.read_bytes()
+    for out, what in (
+        (tmp_path / "nowhere" / "out", f"{tmp_path / 'nowhere'}: there is no such directory; make it first"),
+        (tmp_path, f"{tmp_path}: this is a directory; name a file"),
+        (asked.parent / "." / asked.name, f"{asked}: this is what is read; choose another file"),
+    ):
+        assert what in refused("predict", models("single"), asked, "--out", out)
+        assert what in refused("evaluate", models("single"), "--data", asked, "--predictions", out)
+    assert asked.read_bytes() == there
     said = refused("predict", tmp_path, tmp_path / "in.jsonl")
     assert "this is no fine-tuned model; give one that `bert-jax finetune` wrote, or import one" in said
     assert "there is no such directory" in refused("predict", tmp_path / "nowhere", tmp_path / "in.jsonl")
@@ -304,7 +314,7 @@ def test_a_label_that_the_model_cannot_say(
     lines = [line("single", one) for one in toy.examples("single", 12, 2)]
     path = write_lines(tmp_path / "more.jsonl", [*lines, {"text": "ban", "label": "never"}])
     said = refused("evaluate", run, "--data", path)
-    assert f"has label that train lacks: 'never' ({path}, line 13)" in said
+    assert f"has 1 label that train lacks: 'never' ({path}, line 13)" in said
     found = evaluate(run, "--data", path, "--set", "task.unseen=wrong")
     whole = evaluate(run, "--data", write_lines(tmp_path / "fewer.jsonl", lines))
     assert found["accuracy"] == pytest.approx(whole["accuracy"] * 12 / 13)

@@ -209,6 +209,26 @@ def test_sigterm_keeps_what_is_finished(world: World, tmp_path: Path) -> None:
     assert files(tmp_path / "run/cells") and not (tmp_path / "run/table.md").exists()
 
 
+INSIDE = """
+import gc, os, signal, sys
+from bert_jax import cli
+left = [int(sys.argv.pop())]
+def inside(phase, info):  # as JAX has one, in which Python drops what a handler raises
+    if left and "bert_jax.tasks.loop" in sys.modules and phase == "stop":
+        os.kill(os.getpid(), left.pop())
+gc.callbacks.append(inside)
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_inside_a_callback_is_heard(world: World, tmp_path: Path, number: int, status: int) -> None:
+    given = [*map(str, world.command(tmp_path / "run")), str(int(number))]
+    environment = {**os.environ, "XLA_FLAGS": flags(1), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", INSIDE, *given], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (status, "bert-jax finetune: interrupted; run the same command again\n")
+
+
 def test_progress_without_a_terminal_is_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -385,7 +405,17 @@ def test_a_task_before_another_hands_on_its_encoder(world: World, tmp_path: Path
     kept = load_task(tmp_path / "again").params
     assert np.abs(kept["embeddings"]["word"] - word).max() > 1e-4
     assert kept["classifier"]["kernel"].shape[1] == 3
-    finish(*world.command(tmp_path / "again", *ONE, "--set", "train.seeds=[0, 1]", recipe=last))  # of both, as all is
+    again = tmp_path / "again"
+    assert json.loads((again / "report.json").read_text())["before"][0]["examples"] == 24
+    assert load_task(again / "before/1-pair-seed0").predict([{"text_a": "a", "text_b": "b"}])  # a model as any other
+
+    cells, kept = files(again / "cells"), files(again / "before")
+    shutil.rmtree(again / "cells")
+    finish(*world.command(again, *ONE, "--set", "train.seeds=[0, 1]", recipe=last))  # of both, as all is
+    assert kept.items() < files(again / "before").items()  # not trained again, and one more for the other seed
+    same = "model-rate0.001-seed0.json"
+    scores = [json.loads(found[same][0])["curve"] for found in (cells, files(again / "cells"))]
+    assert scores[0] == scores[1]  # bit for bit the encoder that it was
 
     first.write_text(first.read_text() + '\n[[before]]\nrecipe = "single.toml"\n')
     said = refused(*world.command(tmp_path / "more", recipe=last))

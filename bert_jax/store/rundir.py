@@ -69,6 +69,30 @@ def _unwritable(reason: str, path: Path) -> UserError:
     return UserError(f"cannot be written ({reason})", str(path), "make room, or choose another place")
 
 
+def check_run(run: Path) -> None:
+    """Raise `UserError` unless this is a run of pretraining."""
+    if (run / "task.toml").exists():
+        raise UserError("this is a fine-tuning", str(run), "its table, report and pictures are files in it")
+    if not (run / "recipe.toml").exists():
+        raise UserError("this is no run directory", str(run), "give one that `bert-jax pretrain` made")
+
+
+def check_output(path: Path, *inputs: Path) -> None:
+    """See, before what takes time, that a file can be written and is none of those that are read.
+
+    Raises:
+        UserError: it cannot, or is.
+    """
+    if path.is_dir():
+        raise UserError("this is a directory", str(path), "name a file")
+    if not path.parent.is_dir():
+        raise UserError("there is no such directory", str(path.parent), "make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError("nothing can be written here", str(path.parent), "choose another place")
+    if path.exists() and any(other.exists() and path.samefile(other) for other in inputs):
+        raise UserError("this is what is read", str(path), "choose another file")
+
+
 def write_json(path: Path, tree: Any) -> None:
     write_text(path, json.dumps(tree, indent=1, sort_keys=True) + "\n")
 

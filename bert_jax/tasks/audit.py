@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, counted
 from bert_jax.tasks.examples import Example
 from bert_jax.tasks.reading import Splits
 
@@ -63,7 +63,12 @@ def unseen(labels: dict[str, tuple[str, ...]], examples: Sequence[Example]) -> d
     return found
 
 
-def check_labels(labels: dict[str, tuple[str, ...]], examples: Sequence[Example], split: str) -> None:
+UNSEEN = 'give train examples of them, rewrite them with labels in [columns], or set unseen = "wrong" in [task]'
+
+
+def check_labels(
+    labels: dict[str, tuple[str, ...]], examples: Sequence[Example], split: str, remedy: str = UNSEEN
+) -> None:
     """See that a model with these classes can say what the examples of a split ask for.
 
     Raises:
@@ -72,8 +77,7 @@ def check_labels(labels: dict[str, tuple[str, ...]], examples: Sequence[Example]
     for term, names in unseen(labels, examples).items():
         told = ", ".join(f"{name!r} ({items[0].where})" for name, items in list(names.items())[:FEW])
         more = f" and {len(names) - FEW:,} more" if len(names) > FEW else ""
-        what = f"{split} has {term} that train lacks: {told}{more}"
-        remedy = 'give train examples of them, rewrite them with labels in [columns], or set unseen = "wrong" in [task]'
+        what = f"{split} has {counted(len(names), term.removesuffix('s'))} that train lacks: {told}{more}"
         raise UserError(what, remedy=remedy)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bert_jax.config import BertConfig
-from bert_jax.tasks import audit, loop, metrics, network
+from bert_jax.tasks import audit, loop, metrics
 from bert_jax.tasks.encoding import TaskRow
 from bert_jax.tasks.network import Params
 from bert_jax.tasks.reading import Splits
@@ -35,19 +35,18 @@ class Job:
     """What all cells of a sweep share.
 
     Attributes:
-        main: the task; `stages` are trained before it, each from the encoder of the one before.
+        main: the task.
         metric: what chooses an epoch.
-        encoder: the parts of the model that was given.
+        encoder_of: seed → the encoder that its fits begin with.
+        same: whether that is one encoder for all seeds.
         cache: features of the frozen encoder.
-        before: seed → the encoder after all tasks that come before, which rates share.
     """
 
     main: Prepared
-    stages: Sequence[Prepared]
     metric: str
-    encoder: Params
+    encoder_of: Callable[[int], Params]
+    same: bool
     cache: loop.Features = field(default_factory=loop.Features)
-    before: dict[int, Params] = field(default_factory=dict)
 
 
 def prepared(recipe: TaskRecipe, splits: Splits, config: BertConfig, tokenizer: Tokenizer) -> Prepared:
@@ -65,11 +64,12 @@ def fit(job: Job, cell: Cell, told: Told = lambda step, steps, loss: None) -> tu
     """
     main, asked, settings = job.main, job.main.asked, job.main.recipe.train
     pad = asked.pad
-    encoder = first_encoder(job, cell)
+    random = cell.kind == "random"
+    encoder = random_encoder(asked.net.config, cell.seed) if random else job.encoder_of(cell.seed)
     params = first_params(asked.net, encoder, cell.seed, settings.reset_layers)
     given: dict[str, Any] = dict.fromkeys(SPLITS)
     if settings.what == "head":
-        same = cell.kind == "model" and not job.stages and not settings.reset_layers
+        same = job.same and not random and not settings.reset_layers
         same = same and (asked.net.tokens != "pooled" or "pooler" in encoder)
         cache = job.cache if same else loop.Features()
         given = {name: cache.of(name, asked.net, params, rows, pad) for name, rows in main.rows.items()}
@@ -102,21 +102,9 @@ def fit(job: Job, cell: Cell, told: Told = lambda step, steps, loss: None) -> tu
     return result, fitted.params
 
 
-def first_encoder(job: Job, cell: Cell) -> Params:
-    """What a cell's fit begins with: random weights, or those given, after all tasks that come before."""
-    if cell.kind == "random":
-        return random_encoder(job.main.asked.net.config, cell.seed)
-    if cell.seed not in job.before:
-        job.before[cell.seed] = _after_stages(job, cell.seed)
-    return job.before[cell.seed]
-
-
-def _after_stages(job: Job, seed: int) -> Params:
-    encoder = job.encoder
-    for stage in job.stages:
-        asked, settings = stage.asked, stage.recipe.train
-        params = first_params(asked.net, encoder, seed, settings.reset_layers)
-        rate = settings.learning_rates[0]
-        fitted = loop.fit(asked.net, params, stage.rows["train"], settings, rate, seed, asked.pad)
-        encoder = {**encoder, **{name: fitted.params[name] for name in network.ENCODER if name in fitted.params}}
-    return encoder
+def fit_before(stage: Prepared, encoder: Params, seed: int, told: Told = lambda step, steps, loss: None) -> loop.Fitted:
+    """The fit of a task that comes before another: on its training split alone, at its first rate."""
+    asked, settings = stage.asked, stage.recipe.train
+    params = first_params(asked.net, encoder, seed, settings.reset_layers)
+    rate = settings.learning_rates[0]
+    return loop.fit(asked.net, params, stage.rows["train"], settings, rate, seed, asked.pad, told=told)

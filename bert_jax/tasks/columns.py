@@ -5,6 +5,7 @@ Where a recipe names no column, exactly one of the usual names below must be amo
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from bert_jax.errors import UserError
@@ -123,7 +124,8 @@ def _one(
     if name:
         key = table.key(name)
         if key is None and needed:
-            raise _no_column(table, f"there is no column {name!r}", setting, first)
+            what = f"there is neither {first[0]!r} nor the training file's {name!r}" if first else ""
+            raise _no_column(table, what or f"there is no column {name!r}", setting, first)
         return key
     there = [key for key in usual if key in table.names]
     if len(there) > 1:
@@ -136,5 +138,8 @@ def _one(
 def _no_column(table: Table, what: str, setting: str, first: tuple[str, ...]) -> UserError:
     names = ", ".join(repr(name if len(name) <= 40 else name[:39] + "…") for name in table.names[:30])
     numbers = ", or their numbers from 0 on" if table.numbered else ""
+    if table.numbered and len(table.names) == 1 and (mark := next((m for m in ";\t|," if m in table.names[0]), "")):
+        kind = 'format = "tsv"' if mark == "\t" else f'format = "csv" and delimiter = {json.dumps(mark)}'
+        numbers += f"; or is it {kind} in [task]?"
     remedy = f"name the keys {' and '.join(first)}" if len(first) > 1 else f"name the key {first[0]}" if first else ""
     return UserError(what, table.where, f"{remedy or f'set {setting} in [columns]'}; there are {names}{numbers}")

@@ -97,7 +97,7 @@ def read_examples(path: Path, task: TaskSettings, columns: ColumnSettings, label
             the line.
     """
     path = find(path)
-    kind = task.format if task.format != "auto" else _format(path)
+    kind = task.format if task.format != "auto" else _format(path, task.family)
     if kind == "squad":
         if task.family != "qa":
             raise UserError(f"the family {task.family} is not read from squad", told(path), 'set family = "qa"')
@@ -143,8 +143,10 @@ def read_objects(objects: Sequence[Any], family: str, columns: ColumnSettings | 
     return table_examples(table_of("examples", rows), family, columns or ColumnSettings(), labelled=False, plain=True)
 
 
-def _format(path: Path) -> str:
+def _format(path: Path, family: str) -> str:
     if path.is_dir():
+        if family not in ("tagging", "intent_slots"):
+            raise UserError("this is a directory", str(path), "name a file in it")
         return "utterances"
     name = path.name.removesuffix(".gz")
     if path == STANDARD_INPUT:

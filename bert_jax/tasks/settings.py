@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from bert_jax.errors import UserError
 from bert_jax.settings import assign, build, in_range, one_of, positive, read_toml
 
+RATES, HEAD_RATES = (2e-5, 3e-5, 5e-5), (1e-3, 3e-3, 1e-2)  # the first: Devlin et al. 2019, A.3
 FAMILIES = ("single", "pair", "regression", "choice", "tagging", "qa", "intent_slots", "embedding")
 FORMATS = ("auto", "tsv", "csv", "jsonl", "conll", "conllu", "squad", "utterances", "label_text", "word_tag")
 
@@ -146,6 +148,7 @@ class ReadoutSettings:
 class FineTuneSettings:
     """`[train]`: one fit, and the sweep over `learning_rates` × `seeds`.
 
+    Without `learning_rates` they are `RATES`, or `HEAD_RATES` where the head alone is trained.
     `what` is "all", "head" (the encoder stays bit for bit, its features are computed once) or "top:K" (the K last
     layers and the head). Rates fall by `layer_decay` from each layer to the one below. `reset_layers` gives the last K
     layers and the pooler fresh weights (Zhang et al. 2020). `mixout` puts each weight back to its pretrained value with
@@ -157,7 +160,7 @@ class FineTuneSettings:
 
     epochs: int = 3
     batch: int = 32
-    learning_rates: tuple[float, ...] = (2e-5, 3e-5, 5e-5)
+    learning_rates: tuple[float, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     head_factor: float = 1.0  # the head's rate is that of all else, times this
     warmup: float = 0.1  # share of all steps
@@ -185,13 +188,16 @@ class FineTuneSettings:
         in_range(self, "train", head_factor=(0, 1e6), hidden_dropout=(-1, 0.99), attention_dropout=(-1, 0.99))
         if self.what not in ("all", "head") and self.top is None:
             raise UserError(f"what = {self.what!r} is unknown", "train", 'choose "all", "head" or "top:K"')
-        for name in ("learning_rates", "seeds"):
+        if not self.learning_rates:
+            object.__setattr__(self, "learning_rates", HEAD_RATES if self.what == "head" else RATES)
+        asked = {
+            "learning_rates": (lambda rate: 0 < rate < math.inf, "give numbers above 0 that all differ"),
+            "seeds": (lambda seed: 0 <= seed < 2**31, "give numbers from 0 to 2147483647 that all differ"),
+        }
+        for name, (fine, remedy) in asked.items():
             values = getattr(self, name)
-            if not values or len(set(values)) < len(values) or min(values) < 0:
-                remedy = "give numbers that all differ, none of them below 0"
+            if not values or len(set(values)) < len(values) or not all(map(fine, values)):
                 raise UserError(f"{name} = {list(values)} is no sweep", "train", remedy)
-        if max(self.seeds) >= 2**31:
-            raise UserError(f"seeds = {list(self.seeds)} are too large", "train", "give numbers below 2147483648")
 
     @property
     def top(self) -> int | None:

@@ -184,7 +184,7 @@ TABLES = [
     Case(
         "a seed of a date",
         GOOD,
-        "train: seeds = [20240101123] are too large; give numbers below 2147483648",
+        "train: seeds = [20240101123] is no sweep; give numbers from 0 to 2147483647 that all differ",
         "train.seeds=[20240101123]",
     ),
     Case("no header, and none said so", "fine\t1\nbad\t0\n", "there are 'fine', '1', or their numbers"),
@@ -445,13 +445,13 @@ SPLITS = [
     Case(
         "a label that train lacks",
         GOOD,
-        "dev has label that train lacks: '2' (dev.tsv, line 3); give train examples of them",
+        "dev has 1 label that train lacks: '2' (dev.tsv, line 3); give train examples of them",
         dev="sentence\tlabel\nfine\t1\nso so\t2\n",
     ),
     Case(
         "a slot that train lacks",
         "EU I-ORG\n",
-        "dev has tags that train lacks: 'I-PER' (dev.conll, line 3)",
+        "dev has 1 tag that train lacks: 'I-PER' (dev.conll, line 3)",
         TAGS,
         "a.conll",
         dev="EU I-ORG\n\nhe I-PER\n",

@@ -154,7 +154,7 @@ TABLES = [
     Case(
         "a label that train lacks",
         replaced("single/test.tsv", "\tyes\n", "\tnever\n"),
-        "test has label that train lacks: 'never' (single/test.tsv, line ",
+        "test has 1 label that train lacks: 'never' (single/test.tsv, line ",
     ),
     Case(
         "a label that train lacks, which counts as wrong",
@@ -174,8 +174,20 @@ TABLES = [
     Case(
         "one label alone",
         content("single/train.tsv", "sentence\tlabel\n" + "ban ker\tyes\n" * 24),
-        "dev has label that train lacks: ",
+        "dev has 1 label that train lacks: ",
     ),
+    Case(
+        "semicolons for commas",
+        lambda folder: content("single/train.csv", "sentence;label\nban ker;yes\n")(folder),
+        'there are \'sentence;label\', or their numbers from 0 on; or is it format = "csv" and delimiter = ";" in',
+        "task.train=single/train.csv columns.text_a=sentence",
+    ),
+    Case("a directory for a file", nothing, "single: this is a directory; name a file in it", "task.train=single"),
+    Case(
+        "a rate that is no number", nothing, "train: learning_rates = [nan] is no sweep", "train.learning_rates=[nan]"
+    ),
+    Case("a rate without end", nothing, "train: learning_rates = [inf] is no sweep", "train.learning_rates=[inf]"),
+    Case("a rate that moves nothing", nothing, "give numbers above 0 that all differ", "train.learning_rates=[0]"),
     Case(
         "steps that bfloat16 cannot tell",
         nothing,

@@ -200,7 +200,8 @@ def test_a_task_before_leaves_its_encoder_and_not_its_head(encoder: dict, tmp_pa
         cells.prepared(made, Splits(toy.examples(made.task.family, 16), [], [], {}), STILL, toy.tokenizer(tmp_path))
         for made in (first, second)
     ]
-    job = cells.Job(stages[1], stages[:1], "accuracy", encoder)
+    before = cells.fit_before(stages[0], encoder, 0).params
+    job = cells.Job(stages[1], "accuracy", lambda seed: before, same=False)
     _, params = cells.fit(job, Cell("model", 2e-3, 0))
     alone = fit(stages[0].asked, first, stages[0].splits.train, encoder).params
     assert same(params["embeddings"], alone["embeddings"]) and same(params["layers"], alone["layers"])

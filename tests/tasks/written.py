@@ -115,6 +115,6 @@ def write_model(
     main = cells.prepared(recipe, read_splits(folder, recipe), loaded.config, loaded.tokenizer)
     result = Result(Cell("model", 1e-3, 0), {}, {}, (), 0, no_answer, 0.0)
     params = first_params(main.asked.net, loaded.params, 3)
-    job = cells.Job(main, (), "", loaded.params)
-    finetune.keep(folder / "run", job, result, params, finetune.Model(encoder, loaded, {"files": {}}))
+    job = cells.Job(main, "", lambda seed: loaded.params, same=True)
+    finetune.keep(folder / "run", job, (), result, params, finetune.Model(encoder, loaded, {"files": {}}))
     return folder / "run"
