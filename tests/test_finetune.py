@@ -334,6 +334,30 @@ def test_without_dev_and_test_the_last_epoch_is_kept(world: World, tmp_path: Pat
     assert len((tmp_path / "run/predictions-train.jsonl").read_text().splitlines()) == 24
 
 
+def test_the_card_of_an_export_says_what_it_was_trained_on(world: World, tmp_path: Path) -> None:
+    finish("export", world.straight, tmp_path / "out", "--no-prove")
+    text, report = (tmp_path / "out/README.md").read_text(), json.loads((world.straight / "report.json").read_text())
+    for said in (
+        "fine-tuned with bert_jax from `encoder` to tell one label of a text.",
+        "| train examples | `single/train.tsv` |",
+        f"| fit | {report['chosen']['cell']}, the best of dev |",
+        "| epochs, at most | 2, ",
+        "| read | layers last, tokens pooled |",
+        "- It was fine-tuned on rows of 32 tokens at most.",
+    ):
+        assert said in text, said
+
+
+def test_without_dev_the_table_says_what_is_missing(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(*world.command(tmp_path / "run", *ONE, "--set", 'task.dev=""'))
+    said = capsys.readouterr().out
+    assert (
+        "no dev split: the last epoch is kept, and test is measured (task.dev_share=0.1 takes one from train)" in said
+    )
+
+
 def test_a_suite_has_a_table_of_all(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write_task(world.folder, "regression")
     finish(*["finetune", world.recipe, other, *world.command(tmp_path / "run")[2:]], *ONE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,13 +101,21 @@ def _opened(facts: Facts) -> tuple[str, str]:
 def _opening(facts: Facts) -> str:
     config = facts.loaded.config
     said = f"{facts.loaded.architecture}, {config.layers} layers of {config.width}, {_parameters(facts):,} parameters"
+    tuning = _tuning(facts)
     if facts.task:
-        said += f", fine-tuned to tell {_GIVES[facts.task['family']]}"
+        begun = f" with bert_jax from `{tuning['encoder']['source']}`" if tuning else ""
+        said += f", fine-tuned{begun} to tell {_GIVES[facts.task['family']]}"
     if facts.recipe:
         said += ", pretrained with bert_jax from random weights"
-    elif facts.provenance.get("source"):
+    elif facts.provenance.get("source") and not tuning:
         said += f", converted with bert_jax from `{facts.provenance['source']}`"
     return f"# {facts.name}\n\n{said}."
+
+
+def _tuning(facts: Facts) -> Tree:
+    """What a fine-tuning of ours recorded: `encoder`, `recipe`, `cell`; empty of a model that was tuned elsewhere."""
+    record = facts.provenance.get("before") if facts.task else None
+    return record if record and {"encoder", "recipe", "cell"} <= record.keys() else {}
 
 
 def _parameters(facts: Facts) -> int:
@@ -234,6 +243,15 @@ def _training(facts: Facts) -> str:
         rows.append(
             ("hours", f"{sum(seconds.values()) / 3600:.2f}, of them training {seconds['productive'] / 3600:.2f}")
         )
+    if tuning := _tuning(facts):
+        recipe = tomllib.loads(tuning["recipe"])
+        task, train, read = recipe["task"], recipe["train"], facts.task["readout"]
+        rows += [(f"{split} examples", f"`{task[split]}`") for split in ("train", "dev", "test") if task.get(split)]
+        rows.append(("fit", f"{tuning['cell']}, the best of dev" if task.get("dev") else tuning["cell"]))
+        rows.append(("epochs, at most", f"{train['epochs']}, {train['batch']} examples a step"))
+        rows.append(("trained", {"all": "all weights", "head": "the head"}.get(train["what"], train["what"])))
+        rows.append(("read", f"layers {read['layers']}, tokens {read['tokens']}"))
+        rows += [("trained before", tomllib.loads(one)["task"]["train"]) for one in tuning.get("trained before", ())]
     told = facts.provenance
     if mesh := told.get("mesh"):
         devices = 1
@@ -244,7 +262,7 @@ def _training(facts: Facts) -> str:
     if packages := told.get("packages"):
         rows.append(("packages", ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))))
     rows += [("note", note) for note in facts.loaded.notes]
-    title = "Training" if facts.recipe else "Origin"
+    title = "Training" if facts.recipe or _tuning(facts) else "Origin"
     return f"## {title}\n\n" + _table(("", ""), rows) if rows else ""
 
 
@@ -282,6 +300,8 @@ def _limits(facts: Facts) -> str:
     pooling = facts.loaded.pooling
     length = (pooling and pooling.length) or facts.loaded.config.positions
     lines = [f"- Of a text it reads {length} tokens at most; the rest is cut."]
+    if (trained := facts.task.get("task", {}).get("length", length)) < length:
+        lines.append(f"- It was fine-tuned on rows of {trained} tokens at most.")
     if facts.loaded.tokenizer.lowercase:
         lines.append("- It does not tell capitals from small letters.")
     if facts.report.get("heldout"):

@@ -132,7 +132,8 @@ def curves(path: str | Path, fits: Sequence[Fit], metric: str) -> None:
     right.set(title="training: loss", xlabel="epoch")
     for panel in (left, right):
         panel.grid(alpha=0.25)
-        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        panel.set_xlim(0.5, max(len(fit.losses) for fit in fits) + 0.5)
     for rate in rates:
         seeds = sum(fit.rate == rate for fit in fits)
         label = f"{rate:g}, {seeds} seed" + ("" if seeds == 1 else "s")
@@ -157,21 +158,30 @@ def table(
             i, scores.mean(), deviation, fmt="s", color=_COLOURS[0], markersize=6, capsize=5, linewidth=1.6, zorder=3
         )
         beside = i + 0.16 + 0.05 * (np.arange(len(scores)) - (len(scores) - 1) / 2) / max(len(scores) - 1, 1)
-        panel.plot(beside, scores, "o", color=_COLOURS[1], markersize=3.5, alpha=0.8, zorder=2)
+        if len(scores) > 1:
+            panel.plot(beside, scores, "o", color=_COLOURS[1], markersize=3.5, alpha=0.8, zorder=2)
         text = f"{scores.mean():.3f}" + (f"\n±{deviation:.3f}" if len(scores) > 1 else "")
         panel.annotate(
-            text, (i, scores.mean()), (-9, 0), textcoords="offset points", ha="right", va="center", fontsize="x-small"
+            text,
+            (i, scores.mean()),
+            (-9, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            fontsize="x-small",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # floors may lie behind it
         )
     for (name, score), style in zip((floors or {}).items(), _STYLES * 3, strict=False):
         panel.axhline(score, color="0.3", linewidth=1.1, linestyle=style, label=f"{name} {score:.3f}", zorder=1)
-    panel.set_xticks(range(len(rows)), [_short(row.name) for row in rows])
+    panel.set_xticks(range(len(rows)), [_short(row.name, 30) for row in rows])
     if max(len(row.name) for row in rows) > 9:
         panel.tick_params(axis="x", rotation=30)
         for label in panel.get_xticklabels():
             label.set(horizontalalignment="right", rotation_mode="anchor")
     panel.set_xlim(-0.75, len(rows) - 0.4)
     panel.margins(y=0.12)
-    panel.set_title(f"{_told(metric)} on {split}\nmean ± deviation; dots: seeds", fontsize="medium")
+    seeded = any(len(row.scores) > 1 for row in rows)
+    panel.set_title(f"{_told(metric)} on {split}" + "\nmean ± deviation; dots: seeds" * seeded, fontsize="medium")
     panel.grid(axis="y", alpha=0.25)
     if floors:
         figure.legend(loc="outside lower center", ncols=min(len(floors), 2), frameon=False, fontsize="small")

@@ -137,7 +137,7 @@ def told(scores: Sequence[float]) -> str:
     if not scores:
         return "–"
     if len(scores) < 3:
-        return " ".join(f"{score:.4f}" for score in scores)
+        return ", ".join(f"{score:.4f}" for score in scores)
     return f"{statistics.fmean(scores):.4f} ± {statistics.stdev(scores):.4f}"
 
 
