@@ -121,29 +121,14 @@ def finetune(
         UserError: recipe, data, model or directory are at fault.
     """
     # ------------------------------------------------------------------------------------------ data and directory
-    task = recipe.task
     splits = read_splits(data, recipe)
     metric = checked(recipe, splits)
-    facts = audit.facts(splits, task.family)
+    facts = audit.facts(splits, recipe.task.family)
     say_facts(facts)
     config, tokenizer = model.loaded.config, model.loaded.tokenizer
     stages = [cells.prepared(one, trained_before(data, one), config, tokenizer) for one in before]
-    for stage, named in zip(stages, recipe.before, strict=True):
-        print(f"  before it {named.recipe}, train {len(stage.splits.train):,}")
     main = cells.prepared(recipe, splits, config, tokenizer)
-    full = sum(len(row.ids) >= task.length for row in main.rows["train"])
-    if full and task.family not in ("tagging", "qa"):  # which read long texts in windows
-        of = f"{full:,} of {len(main.rows['train']):,}"
-        print(f"  {of} rows of train fill all {task.length} tokens: longer texts are cut")
-    if main.asked.net.tokens == "pooled" and "pooler" not in model.loaded.params:
-        still = ", and stays so" if recipe.train.what == "head" else ""
-        print(f"  the encoder has no pooler: [CLS] goes through a random one{still} (not with readout.tokens=first)")
-    elif main.asked.net.tokens == "pooled" and model.loaded.pooling is not None:
-        usual = "mean" if model.loaded.pooling.mode != "cls" else "first"
-        print(f"  the encoder was trained to be read otherwise than by its pooler (readout.tokens={usual})")
-    if not splits.dev:
-        measured = "test is measured" if splits.test else "nothing is measured"
-        print(f"  no dev split: the last epoch is kept, and {measured} (task.dev_share=0.1 takes one from train)")
+    say_notes(main, stages, model.loaded)
     job = Job(main, metric, cache(partial(encoder_after, run, stages, model, recipe)), same=not stages)
     files = [item for one in (main, *stages) for item in one.splits.files.items()]
     encoder = {name: file["sha256"] for name, file in model.origin["files"].items()}
@@ -243,6 +228,26 @@ def say_facts(facts: dict[str, Any]) -> None:
     for split, terms in facts["unseen"].items():
         for term, names in terms.items():
             print(f"  {split} has {counted(len(names), term.removesuffix('s'))} that train lacks: they count as wrong")
+
+
+def say_notes(main: Prepared, stages: Sequence[Prepared], loaded: Loaded) -> None:
+    """What is trained before it, which texts are cut, how [CLS] is read, and what is missing."""
+    recipe, task, splits = main.recipe, main.recipe.task, main.splits
+    for stage, named in zip(stages, recipe.before, strict=True):
+        print(f"  before it {named.recipe}, train {len(stage.splits.train):,}")
+    full = sum(len(row.ids) >= task.length for row in main.rows["train"])
+    if full and task.family not in ("tagging", "qa"):  # which read long texts in windows
+        of = f"{full:,} of {len(main.rows['train']):,}"
+        print(f"  {of} rows of train fill all {task.length} tokens: longer texts are cut")
+    if main.asked.net.tokens == "pooled" and "pooler" not in loaded.params:
+        still = ", and stays so" if recipe.train.what == "head" else ""
+        print(f"  the encoder has no pooler: [CLS] goes through a random one{still} (not with readout.tokens=first)")
+    elif main.asked.net.tokens == "pooled" and loaded.pooling is not None:
+        usual = "first" if loaded.pooling.mode == "cls" else "mean"
+        print(f"  the encoder was trained to be read otherwise than by its pooler (readout.tokens={usual})")
+    if not splits.dev:
+        measured = "test is measured" if splits.test else "nothing is measured"
+        print(f"  no dev split: the last epoch is kept, and {measured} (task.dev_share=0.1 takes one from train)")
 
 
 # -------------------------------------------------------------------------------------------------------- the fits
