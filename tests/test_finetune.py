@@ -212,6 +212,7 @@ def test_sigterm_keeps_what_is_finished(world: World, tmp_path: Path) -> None:
 INSIDE = """
 import gc, os, signal, sys
 from bert_jax import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell in the background has ignored
 left = [int(sys.argv.pop())]
 def inside(phase, info):  # as JAX has one, in which Python drops what a handler raises
     if left and "bert_jax.tasks.loop" in sys.modules and phase == "stop":

@@ -174,7 +174,7 @@ TABLES = [
     Case(
         "one label alone",
         content("single/train.tsv", "sentence\tlabel\n" + "ban ker\tyes\n" * 24),
-        "dev has 1 label that train lacks: ",
+        "dev has 2 labels that train lacks: ",
     ),
     Case(
         "semicolons for commas",

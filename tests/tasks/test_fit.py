@@ -200,7 +200,8 @@ def test_a_task_before_leaves_its_encoder_and_not_its_head(encoder: dict, tmp_pa
         cells.prepared(made, Splits(toy.examples(made.task.family, 16), [], [], {}), STILL, toy.tokenizer(tmp_path))
         for made in (first, second)
     ]
-    before = cells.fit_before(stages[0], encoder, 0).params
+    fitted = cells.fit_before(stages[0], encoder, 0).params
+    before = {name: fitted.get(name, encoder[name]) for name in network.ENCODER}
     job = cells.Job(stages[1], "accuracy", lambda seed: before, same=False)
     _, params = cells.fit(job, Cell("model", 2e-3, 0))
     alone = fit(stages[0].asked, first, stages[0].splits.train, encoder).params
