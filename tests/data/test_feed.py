@@ -18,8 +18,9 @@ def test_idle_is_called_before_an_item_is_waited_for() -> None:
 
 
 def test_closing_ends_the_thread_of_items_without_end() -> None:
+    before = set(threading.enumerate())
     items = ahead(itertools.count())
     assert [next(items) for _ in range(3)] == [0, 1, 2]
-    assert "feed" in {thread.name for thread in threading.enumerate()}
+    (thread,) = set(threading.enumerate()) - before
     items.close()  # type: ignore[attr-defined]
-    assert "feed" not in {thread.name for thread in threading.enumerate()}
+    assert not thread.is_alive()
