@@ -290,7 +290,13 @@ def encoder_after(run: Path, stages: Sequence[Prepared], model: Model, recipe: T
             with _told(name) as told:
                 fitted = cells.fit_before(stage, encoder, seed, told)
             params = fitted.params
-            provenance = {"encoder": model.origin, "recipe": to_toml(stage.recipe), "cell": name}
+            earlier = [to_toml(one.recipe) for one in stages[: number - 1]]
+            provenance = {
+                "encoder": model.origin,
+                "trained before": earlier,
+                "recipe": to_toml(stage.recipe),
+                "cell": name,
+            }
             columns = asdict(stage.recipe.columns)
             fine_tuned.write(out, stage.asked, params, model.loaded, {"cell": name, "columns": columns}, provenance)
             loss, seconds = fitted.curve[-1]["loss"], time.monotonic() - begun

@@ -349,7 +349,7 @@ def test_the_card_of_an_export_says_what_it_was_trained_on(world: World, tmp_pat
         assert said in text, said
 
 
-def test_without_dev_the_table_says_what_is_missing(
+def test_without_dev_it_is_told_what_that_means(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finish(*world.command(tmp_path / "run", *ONE, "--set", 'task.dev=""'))

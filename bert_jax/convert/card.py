@@ -247,7 +247,8 @@ def _training(facts: Facts) -> str:
         recipe = tomllib.loads(tuning["recipe"])
         task, train, read = recipe["task"], recipe["train"], facts.task["readout"]
         rows += [(f"{split} examples", f"`{task[split]}`") for split in ("train", "dev", "test") if task.get(split)]
-        rows.append(("fit", f"{tuning['cell']}, the best of dev" if task.get("dev") else tuning["cell"]))
+        chosen = ", the best of dev" if task.get("dev") or task.get("dev_share") else ""
+        rows.append(("fit", tuning["cell"] + chosen))
         rows.append(("epochs, at most", f"{train['epochs']}, {train['batch']} examples a step"))
         rows.append(("trained", {"all": "all weights", "head": "the head"}.get(train["what"], train["what"])))
         rows.append(("read", f"layers {read['layers']}, tokens {read['tokens']}"))

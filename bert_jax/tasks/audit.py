@@ -19,6 +19,8 @@ TERMS = {  # family → the terms that are classes
     "intent_slots": ("intent", "slots"),
 }
 FEW = 3  # examples that a message or a report names
+# of labels that a model cannot say
+REMEDY = 'give train examples of them, rewrite them with labels in [columns], or set unseen = "wrong" in [task]'
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,8 @@ def unseen(labels: dict[str, tuple[str, ...]], examples: Sequence[Example]) -> d
     return found
 
 
-UNSEEN = 'give train examples of them, rewrite them with labels in [columns], or set unseen = "wrong" in [task]'
-
-
 def check_labels(
-    labels: dict[str, tuple[str, ...]], examples: Sequence[Example], split: str, remedy: str = UNSEEN
+    labels: dict[str, tuple[str, ...]], examples: Sequence[Example], split: str, remedy: str = REMEDY
 ) -> None:
     """See that a model with these classes can say what the examples of a split ask for.
 

@@ -178,7 +178,7 @@ TABLES = [
     ),
     Case(
         "semicolons for commas",
-        lambda folder: content("single/train.csv", "sentence;label\nban ker;yes\n")(folder),
+        content("single/train.csv", "sentence;label\nban ker;yes\n"),
         'there are \'sentence;label\', or their numbers from 0 on; or is it format = "csv" and delimiter = ";" in',
         "task.train=single/train.csv columns.text_a=sentence",
     ),
