@@ -15,7 +15,7 @@ import numpy as np
 from bert_jax.errors import UserError
 from bert_jax.store.closing import hours, time_spent
 from bert_jax.store.curves import Compared, draw_comparison, read_curves
-from bert_jax.store.rundir import check_run, read_json, read_metrics
+from bert_jax.store.rundir import check_output, check_run, read_json, read_metrics
 
 AXES = ("step", "tokens", "hours")
 
@@ -42,8 +42,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("no step is done yet", str(path), "compare it when its first progress line has come")
     places = [axis(path, curve.train, args.by) for path, curve in zip(runs, curves, strict=True)]
     drawn = [Compared(*parts) for parts in zip(names, curves, places, strict=True)]
-    if not args.out.absolute().parent.is_dir():
-        raise UserError("there is no such directory", str(args.out.parent), "make it, or name another with --out")
+    check_output(args.out)
     draw_comparison(drawn, {"step": "step", "tokens": "useful tokens"}.get(args.by, args.by), args.out, args.log)
     found = {
         "runs": dict(zip(names, map(str, runs), strict=True)),

@@ -290,13 +290,7 @@ def encoder_after(run: Path, stages: Sequence[Prepared], model: Model, recipe: T
             with _told(name) as told:
                 fitted = cells.fit_before(stage, encoder, seed, told)
             params = fitted.params
-            earlier = [to_toml(one.recipe) for one in stages[: number - 1]]
-            provenance = {
-                "encoder": model.origin,
-                "trained before": earlier,
-                "recipe": to_toml(stage.recipe),
-                "cell": name,
-            }
+            provenance = _provenance(model, [one.recipe for one in stages[: number - 1]], stage.recipe, name)
             columns = asdict(stage.recipe.columns)
             fine_tuned.write(out, stage.asked, params, model.loaded, {"cell": name, "columns": columns}, provenance)
             loss, seconds = fitted.curve[-1]["loss"], time.monotonic() - begun
@@ -328,13 +322,13 @@ def keep(run: Path, job: Job, before: Sequence[TaskRecipe], best: Result, params
         params,
         model.loaded,
         {"cell": best.cell.name, "scores": {"dev": best.dev, "test": best.test}, "columns": asdict(recipe.columns)},
-        {
-            "encoder": model.origin,
-            "trained before": [to_toml(one) for one in before],
-            "recipe": to_toml(recipe),
-            "cell": best.cell.name,
-        },
+        _provenance(model, before, recipe, best.cell.name),
     )
+
+
+def _provenance(model: Model, before: Sequence[TaskRecipe], recipe: TaskRecipe, fit: str) -> dict[str, Any]:
+    trained = [to_toml(one) for one in before]
+    return {"encoder": model.origin, "trained before": trained, "recipe": to_toml(recipe), "cell": fit}
 
 
 def judge_kept(run: Path, main: Prepared, on: str) -> Judged:
