@@ -14,6 +14,7 @@ from bert_jax import finetune
 from bert_jax.api import open_model
 from bert_jax.convert import native
 from bert_jax.convert.loaded import Loaded
+from bert_jax.convert.origin import origin
 from bert_jax.tasks import cells
 from bert_jax.tasks.examples import Example
 from bert_jax.tasks.reading import read_splits
@@ -116,5 +117,5 @@ def write_model(
     result = Result(Cell("model", 1e-3, 0), {}, {}, (), 0, no_answer, 0.0)
     params = first_params(main.asked.net, loaded.params, 3)
     job = cells.Job(main, "", lambda seed: loaded.params, same=True)
-    finetune.keep(folder / "run", job, (), result, params, finetune.Model(encoder, loaded, {"files": {}}))
+    finetune.keep(folder / "run", job, (), result, params, finetune.Model(encoder, loaded, origin(encoder, loaded)))
     return folder / "run"
