@@ -24,6 +24,7 @@ from bert_jax.tasks.settings import FineTuneSettings
 CLASSES = {
     "single": transformers.AutoModelForSequenceClassification,
     "pair": transformers.AutoModelForSequenceClassification,
+    "multi_label": transformers.AutoModelForSequenceClassification,
     "regression": transformers.AutoModelForSequenceClassification,
     "choice": transformers.AutoModelForMultipleChoice,
     "tagging": transformers.AutoModelForTokenClassification,
@@ -62,7 +63,11 @@ def make_model(source: Path, net: Network) -> nn.Module:
             source, dtype=torch.float32, add_pooling_layer=False, **dropouts
         )
         return Joint(encoder, sizes["intent"], sizes["slots"]) if sizes else encoder
-    labels = {"num_labels": sizes["classifier"]} if "classifier" in sizes and net.family != "choice" else {}
+    labels: dict[str, Any] = (
+        {"num_labels": sizes["classifier"]} if "classifier" in sizes and net.family != "choice" else {}
+    )
+    if net.family == "multi_label":
+        labels |= {"problem_type": "multi_label_classification"}
     return CLASSES[net.family].from_pretrained(source, dtype=torch.float32, **labels, **dropouts)
 
 
@@ -93,7 +98,7 @@ def word_labels(rows: Sequence[TaskRow], term: str, length: int) -> Tensor:
 
 
 def first_targets(rows: Sequence[TaskRow], term: str) -> Tensor:
-    """[B]: the first target of each row; int64, or float32 of numbers."""
+    """[B]: the first target of each row; int64, or float32 of numbers; of several labels float32[B, K]."""
     found = torch.from_numpy(np.array([row.targets[term][0] for row in rows]))
     return found if found.is_floating_point() else torch.where(found < 0, NONE, found.long())
 
@@ -109,6 +114,8 @@ def loss_of(model: nn.Module, net: Network, rows: Sequence[TaskRow], count: int,
     match net.family:
         case "single" | "pair":
             return model(**given, labels=first_targets(rows, "label")).loss
+        case "multi_label":
+            return model(**given, labels=first_targets(rows, "labels")).loss
         case "regression":
             return model(**given, labels=(first_targets(rows, "score") - net.mean) / net.spread).loss
         case "choice":

@@ -179,8 +179,10 @@ def checked(recipe: TaskRecipe, splits: Splits) -> str:
     task, settings = recipe.task, recipe.train
     if not splits.train:
         raise UserError("there are no training examples", "task.train", "name a file")
+    labels = audit.labels_of(splits.train, task.family)
+    if task.family == "multi_label" and not labels["labels"]:
+        raise UserError("no example has a label", task.train, "name their column with label or flags in [columns]")
     if task.unseen == "error":
-        labels = audit.labels_of(splits.train, task.family)
         for name in ("dev", "test"):
             audit.check_labels(labels, getattr(splits, name), name)
     if not splits.dev and len(settings.learning_rates) > 1:
@@ -216,11 +218,11 @@ def say_facts(facts: dict[str, Any]) -> None:
     """How much there is, how uneven it is, and what stands twice."""
     print(", ".join(f"{name} {count:,}" for name, count in facts["examples"].items() if count))
     for term, counts in facts["balance"].get("train", {}).items():
-        if term in ("label", "intent", "choice", "answer") and counts:
-            total = sum(counts.values())
+        if term in ("label", "labels", "intent", "choice", "answer") and counts:
+            total = facts["examples"]["train"] if term == "labels" else sum(counts.values())
             common, rare = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
             told = f"{common} {counts[common] / total:.1%}, {rare} {counts[rare] / total:.1%}"
-            print(f"  {counted(len(counts), term)}: most {told} least")
+            print(f"  {counted(len(counts), term.removesuffix('s'))}: most {told} least")
     for where, found in facts["duplicates"].items():
         if found["count"]:
             other = f", {found['contradicting']:,} with another label" if found["contradicting"] else ""

@@ -16,6 +16,14 @@ from bert_jax.tasks.task import judge
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="what `bert-jax finetune` wrote (RUN or RUN/model), or import")
     parser.add_argument("inputs", help="JSON lines, with keys as docs/finetuning.md has them; - for standard input")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another [task] or [columns] than the model keeps, such as task.threshold=0.3 or columns.text_a=body",
+    )
     parser.add_argument("--out", type=Path, help="the file to write (standard output)")
 
 
@@ -25,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out is not None:
         check_output(args.out, Path(args.inputs))
-    model = load_task(args.model)
+    model = load_task(args.model, args.settings)
     examples = read_inputs(args.inputs, model.asked.task.family, model.columns)
     rows = model.asked.rows(examples)
     with tqdm(total=len(rows), unit="row", disable=None, leave=False) as bar:

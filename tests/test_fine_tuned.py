@@ -80,6 +80,20 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 # --------------------------------------------------------------------------------------------------------- predict
 
 
+def test_a_threshold_says_which_labels_are_given(models: Callable[[str], Path], tmp_path: Path, capsys: Any) -> None:
+    """The one that the model keeps, or another; probabilities stay, and the likeliest label comes first."""
+    path = write_examples(tmp_path / "in.jsonl", "multi_label", 6, 9, labelled=False)
+    given: dict[str, list[dict[str, Any]]] = {}
+    for threshold in ("", "0", "1", "0.5"):
+        settings = ["--set", f"task.threshold={threshold}"] if threshold else []
+        assert main(["predict", str(models("multi_label")), str(path), *settings]) == 0
+        given[threshold] = [json.loads(one) for one in capsys.readouterr().out.splitlines()]
+    assert given[""] == given["0.5"] and not any(one["labels"] for one in given["1"])
+    for one in given["0"]:
+        assert one["labels"] == sorted(toy.NAMES, key=lambda name: -one["probabilities"][name])
+    assert given["0"][0]["probabilities"] == given["1"][0]["probabilities"]
+
+
 def chances(family: str, one: dict[str, Any]) -> list[float] | None:
     """The probabilities that must sum to one."""
     if family in ("single", "pair"):

@@ -30,6 +30,7 @@ _OPENED = {
 _GIVES = {
     "single": "one label of a text",
     "pair": "one label of two texts",
+    "multi_label": "which labels a text or two have",
     "regression": "a number of a text or of two",
     "choice": "which of several texts goes with a first one",
     "tagging": "a label a word, of each word's first piece",

@@ -15,6 +15,7 @@ from bert_jax.convert.names import ALBERT, DISTILBERT, ELECTRA, FINE_TUNED, HUGG
 from bert_jax.errors import UserError
 
 # transformers' activation names. "gelu_new" and "gelu_pytorch_tanh" are one formula, written twice there.
+MULTI_LABEL = "multi_label_classification"  # config.json's problem_type
 ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
 
@@ -232,11 +233,14 @@ def family_named(model_type: Any, where: str) -> Family:
     raise UserError(f"model_type = {model_type!r} is not read", where, f"give a model of one of the types {known}")
 
 
-def config_to_json(config: BertConfig, architecture: str, pad: int, labels: Sequence[str] = ()) -> dict[str, Any]:
+def config_to_json(
+    config: BertConfig, architecture: str, pad: int, labels: Sequence[str] = (), multi_label: bool = False
+) -> dict[str, Any]:
     """`config.json` as transformers writes it for this class.
 
     Args:
         labels: names of the outputs of a fine-tuned head.
+        multi_label: whether each of these is given or not by itself.
 
     Raises:
         UserError: the family cannot say what the config says.
@@ -263,11 +267,11 @@ def config_to_json(config: BertConfig, architecture: str, pad: int, labels: Sequ
         "pad_token_id": pad,
         "tie_word_embeddings": True,
         "dtype": "float32",
-        **_outputs(kind_in(family, architecture), config.classes, labels),
+        **_outputs(kind_in(family, architecture), config.classes, labels, multi_label),
     }
 
 
-def _outputs(kind: Kind | None, classes: int, labels: Sequence[str]) -> dict[str, Any]:
+def _outputs(kind: Kind | None, classes: int, labels: Sequence[str], multi_label: bool) -> dict[str, Any]:
     """What config.json says of a head: how many outputs follows from their names there."""
     if kind is None or kind.name not in ("sequence-classification", "token-classification"):
         return {}
@@ -277,7 +281,8 @@ def _outputs(kind: Kind | None, classes: int, labels: Sequence[str]) -> dict[str
         "label2id": {name: number for number, name in enumerate(names)},
     }
     if kind.name == "sequence-classification":
-        tree["problem_type"] = "regression" if classes == 1 else "single_label_classification"
+        usual = "regression" if classes == 1 else "single_label_classification"
+        tree["problem_type"] = MULTI_LABEL if multi_label else usual
     return tree
 
 

@@ -1,7 +1,7 @@
 """Fine-tuned models between our directories and transformers' classes for tasks.
 
-transformers has a class for four of our families, and each of them reads the encoder in one way: the last layer, and of
-it [CLS] through the pooler or every token. Other read-outs stay here.
+transformers has classes for seven of our families, and each of them reads the encoder in one way: the last layer,
+and of it [CLS] through the pooler or every token. Other read-outs stay here.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from bert_jax.errors import UserError, counted
 _CLASSES = {
     "single": ("sequence-classification", "pooled"),
     "pair": ("sequence-classification", "pooled"),
+    "multi_label": ("sequence-classification", "pooled"),
     "regression": ("sequence-classification", "pooled"),
     "choice": ("multiple-choice", "pooled"),
     "tagging": ("token-classification", "first"),
@@ -77,7 +78,8 @@ def from_class(loaded: Loaded) -> TaskModel:
     kind = kind_in(model_family, loaded.architecture)
     assert kind is not None and kind in model_family.tasks
     regression = kind.name == "sequence-classification" and loaded.config.classes == 1
-    family = _FAMILIES.get(kind.name, "regression" if regression else "single")
+    usual = "multi_label" if loaded.multi_label else "regression" if regression else "single"
+    family = _FAMILIES.get(kind.name, usual)
     name = kind.parts[-1]
     length = min(loaded.config.positions, 512)  # what it was trained with is not on record
     task: dict[str, Any] = {
@@ -93,6 +95,7 @@ def from_class(loaded: Loaded) -> TaskModel:
         params=params,
         architecture=model_family.richest(params).architecture,
         labels=(),
+        multi_label=False,
     )
     return TaskModel(encoder, {name: loaded.params[name]}, task)
 
@@ -133,7 +136,8 @@ def to_class(model: TaskModel, where: str) -> Loaded:
         raise UserError(f"the head of {kind.architecture} is {name} of {width} rows, this is {found}", where, KEEP)
     only = {"regression": 1, "choice": 1, "qa": 2}.get(model.family)
     # one label of a text would be taken for a number there
-    if not (outputs == only if only else outputs > 1 or kind_name != "sequence-classification"):
+    several = model.family == "multi_label" or kind_name != "sequence-classification"
+    if not (outputs == only if only else outputs > 1 or several):
         raise UserError(f"a head of {counted(outputs, 'output')} is none for {model.family}", where, KEEP)
     return replace(
         loaded,
@@ -142,6 +146,7 @@ def to_class(model: TaskModel, where: str) -> Loaded:
         architecture=kind.architecture,
         pooling=None,
         labels=model.labels,
+        multi_label=model.family == "multi_label",
     )
 
 

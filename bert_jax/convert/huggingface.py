@@ -18,7 +18,7 @@ import numpy as np
 
 from bert_jax.config import BertConfig
 from bert_jax.convert.directory import read_json, whole_directory, write_json, write_tensors
-from bert_jax.convert.families import Family, Kind, config_from_json, config_to_json, family_of, kind_in
+from bert_jax.convert.families import MULTI_LABEL, Family, Kind, config_from_json, config_to_json, family_of, kind_in
 from bert_jax.convert.flax_msgpack import read_flax
 from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.names import FINE_TUNED, Params, Tensors, from_foreign, parts_in, to_foreign, without
@@ -118,7 +118,8 @@ def write(
 def write_settings(folder: Path, loaded: Loaded) -> None:
     """`config.json` of the model's class and the tokenizer's files, into a folder that is there."""
     config, tokenizer = loaded.config, loaded.tokenizer
-    write_json(folder / CONFIG, config_to_json(config, loaded.architecture, tokenizer.special.pad, loaded.labels))
+    pad, labels = tokenizer.special.pad, loaded.labels
+    write_json(folder / CONFIG, config_to_json(config, loaded.architecture, pad, labels, loaded.multi_label))
     tokenizer.save(folder)
     _limit_length(folder / "tokenizer_config.json", config)
 
@@ -173,7 +174,9 @@ def read(directory: str | Path, drop: Sequence[str] = (), fine_tuned: bool = Fal
     assert kind is not None
     if lacking := [part for part in kind.parts if part not in params and part not in kind.optional]:
         raise UserError(f"the weights have no {' and no '.join(lacking)}, which {kind.architecture} has", where)
-    return Loaded(config, params, Tokenizer.load(directory), kind.architecture, notes=notes, labels=labels)
+    several = bool(labels) and kind.name == "sequence-classification" and tree.get("problem_type") == MULTI_LABEL
+    tokenizer = Tokenizer.load(directory)
+    return Loaded(config, params, tokenizer, kind.architecture, notes=notes, labels=labels, multi_label=several)
 
 
 def _head(tree: Mapping[str, Any], tensors: Tensors) -> tuple[str, list[str]]:
@@ -204,10 +207,11 @@ def _classes(
     labels = _labels(tree, where)
     if kind.name == "sequence-classification":
         problem = tree.get("problem_type")
-        if problem == "multi_label_classification" or (problem == "regression" and len(labels) > 1):
-            what = "several labels of one text" if problem != "regression" else "several numbers of one text"
-            raise UserError(f"problem_type = {problem!r}: {what} are no task here", where, without_it)
-        if len(labels) == 1:
+        if problem == "regression" and len(labels) > 1:
+            raise UserError(
+                f"problem_type = {problem!r}: several numbers of one text are no task here", where, without_it
+            )
+        if len(labels) == 1 and problem != MULTI_LABEL:
             return replace(config, classes=1), ()
     return replace(config, classes=len(labels)), labels
 

@@ -58,6 +58,7 @@ class Loaded:
         notes: what was left out or changed on reading, a sentence each.
         labels: names of the outputs of a fine-tuned head, where one is among the params (`config.classes` then says how
             many it has).
+        multi_label: whether each of these is given or not by itself.
     """
 
     config: BertConfig
@@ -68,3 +69,4 @@ class Loaded:
     step: int | None = None
     notes: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    multi_label: bool = False

@@ -30,6 +30,7 @@ SCHEMA = 1
 LABELLED = {
     "single": {"classifier": "label"},
     "pair": {"classifier": "label"},
+    "multi_label": {"classifier": "labels"},
     "tagging": {"classifier": "tags"},
     "intent_slots": {"intent": "intent", "slots": "slots"},
 }

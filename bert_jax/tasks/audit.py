@@ -15,6 +15,7 @@ from bert_jax.tasks.reading import Splits
 TERMS = {  # family → the terms that are classes
     "single": ("label",),
     "pair": ("label",),
+    "multi_label": ("labels",),
     "tagging": ("tags",),
     "intent_slots": ("intent", "slots"),
 }
@@ -36,8 +37,8 @@ class Duplicates:
 def labels_of(examples: Sequence[Example], family: str) -> dict[str, tuple[str, ...]]:
     """Term → the names of its classes, sorted: as numbers where all are integers, as text otherwise.
 
-    The terms are `label` of single and pair, `tags` of tagging, `intent` and `slots` of intent_slots; other families
-    have none.
+    The terms are `label` of single and pair, `labels` of multi_label, `tags` of tagging, `intent` and `slots` of
+    intent_slots; other families have none.
     """
     return {term: _sorted({name for e in examples for name in _names(e, term)}) for term in TERMS.get(family, ())}
 
@@ -50,6 +51,8 @@ def _sorted(names: set[str]) -> tuple[str, ...]:
 def _names(example: Example, term: str) -> tuple[str, ...]:
     if term in ("tags", "slots"):
         return example.tags or ()
+    if term == "labels":
+        return example.labels or ()
     return () if example.label is None else (example.label,)
 
 
@@ -118,8 +121,9 @@ def _input(example: Example) -> Hashable:
 def _target(example: Example) -> Hashable:
     """What should be said; None where that is not known."""
     answers = None if example.answers is None else frozenset(answer.text for answer in example.answers)
-    known = (example.label, example.tags, answers)
-    return None if known == (None, None, None) else known
+    labels = None if example.labels is None else frozenset(example.labels)
+    known = (example.label, labels, example.tags, answers)
+    return None if known == (None, None, None, None) else known
 
 
 def duplicates(a: Iterable[Example], b: Iterable[Example]) -> Duplicates:

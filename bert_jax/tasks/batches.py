@@ -3,7 +3,7 @@
 A batch holds `input_ids segment_ids position_ids sequence_ids` int32[B, T] as everywhere, or in their place `features`
 float32[B, R, L, D], what the head reads, computed once. Beside them, R items a row:
     spans int32[B, R, K, 2]              which tokens each item is read from
-    {term}_labels, {term}_weights [B, R] what it should be, and 1 where that counts
+    {term}_labels, {term}_weights [B, R] what it should be, and 1 where that counts; of multi_label labels [B, R, K]
 and for families that compare items, or tokens, with each other:
     groups int32[N, C], group_weights float32[N, C]    items of the batch that stand together, by their flat number
     choice_labels, choice_weights [N]                  which of a group is right
@@ -239,7 +239,7 @@ def _empty(example: TaskRow, family: str, shape: tuple[int, int], most: int, wid
 def _labels(example: TaskRow, family: str, shape: tuple[int, int]) -> Arrays:
     arrays: Arrays = {}
     for term, values in example.targets.items() if family != "choice" else ():
-        arrays[f"{term}_labels"] = np.zeros(shape, values.dtype)
+        arrays[f"{term}_labels"] = np.zeros((*shape, *values.shape[1:]), values.dtype)
         arrays[f"{term}_weights"] = np.zeros(shape, np.float32)
     return arrays
 
@@ -251,7 +251,7 @@ def _put_labels(arrays: Arrays, row: TaskRow, family: str, read: tuple[int, slic
         known = np.isfinite(values) if values.dtype.kind == "f" else values >= 0
         moved = values + start if family == "qa" else values
         arrays[f"{term}_labels"][read] = np.where(known, moved, 0)
-        arrays[f"{term}_weights"][read] = known
+        arrays[f"{term}_weights"][read] = known.all(-1) if known.ndim > 1 else known
 
 
 def _group(

@@ -16,6 +16,7 @@ TEXT = ("sentence", "text", "text_a")
 PAIRS = (("sentence1", "sentence2"), ("text_a", "text_b"), ("premise", "hypothesis"), ("question1", "question2"))
 TEXT_PAIRS = {  # family → the usual names of its two texts
     "pair": PAIRS,
+    "multi_label": PAIRS,
     "regression": PAIRS,
     "embedding": (("anchor", "positive"), *PAIRS),
     "qa": (("question", "context"),),
@@ -24,16 +25,25 @@ ASKED = ("question", "premise", "context", "text")  # of a choice
 WORDS = ("words", "tokens", "text")
 PLAIN_WORDS = ("words", "text")  # the keys that `predict` knows
 TAGS = ("tags", "slots")
+ONE_OR_TWO = ("multi_label", "regression")  # texts
 TARGETS = {  # family → the usual names of what is learned
     "single": ("label",),
     "pair": ("label",),
+    "multi_label": ("labels", "label"),
     "regression": ("score", "label"),
     "choice": ("label", "answerKey"),
     "intent_slots": ("label", "intent"),
     "qa": ("answers",),
     "embedding": ("score",),
 }
-NEEDED = {"single", "pair", "regression", "choice", "intent_slots"}  # families that learn nothing without it
+NEEDED = {
+    "single",
+    "pair",
+    "multi_label",
+    "regression",
+    "choice",
+    "intent_slots",
+}  # families that learn nothing without it
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class Chosen:
     choices: tuple[str, ...] = ()
     words: str | None = None
     target: str | None = None
+    flags: tuple[str, ...] = ()
     tags: str | None = None
     spans: tuple[str, ...] = ()
 
@@ -57,6 +68,7 @@ def choose(table: Table, family: str, columns: ColumnSettings, labelled: bool, p
     """
     texts: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
     words = tags = target = None
 
     def first(*names: str) -> tuple[str, ...]:
@@ -75,15 +87,18 @@ def choose(table: Table, family: str, columns: ColumnSettings, labelled: bool, p
         choices = tuple(_needed(table, "choices", name, ("choices",), first("choices")) for name in names)
     else:
         texts = _texts(table, family, columns, plain)
-    if family in TARGETS:
-        plainly = first("answers" if family == "qa" else "label")
+    if family == "multi_label" and columns.flags and not (plain and "labels" in table.names):
+        if labelled or all(table.key(name) is not None for name in columns.flags):
+            flags = tuple(_needed(table, "flags", name, (), ()) for name in columns.flags)
+    elif family in TARGETS:
+        plainly = first({"qa": "answers", "multi_label": "labels"}.get(family, "label"))
         needed = labelled and (family in NEEDED or family == "qa")
         target = _one(table, "label", columns.label, TARGETS[family], plainly, needed)
     spans = tuple(
         _needed(table, name, getattr(columns, name), (), ()) for name in ("span_a", "span_b") if getattr(columns, name)
     )
     name = _one(table, "id", columns.id, (), first("id"), labelled and bool(columns.id))
-    return Chosen(name, texts, choices, words, target, tags, spans)
+    return Chosen(name, texts, choices, words, target, flags, tags, spans)
 
 
 def _texts(table: Table, family: str, columns: ColumnSettings, plain: bool) -> tuple[str, ...]:
@@ -96,7 +111,7 @@ def _texts(table: Table, family: str, columns: ColumnSettings, plain: bool) -> t
         return plainly
     if len(pairs) == 1 and not (a or b):
         return pairs[0]
-    if family == "single" or (family == "regression" and not b and (a or not pairs)):
+    if family == "single" or (family in ONE_OR_TWO and not b and (a or not pairs)):
         return (_needed(table, "text_a", a, TEXT, ("text",) if plain else ()),)
     if a and b:
         return tuple(

@@ -1,7 +1,7 @@
 """Examples as rows of tokens: what the network reads, which of it the head sees, and what it should say.
 
-Long texts of `single`, `pair` and `choice` are cut as everywhere (`rows.rows_of`); those of `tagging` and `qa` become
-several rows, windows that overlap.
+Long texts are cut as everywhere (`rows.rows_of`); those of `tagging` and `qa` become several rows, windows that
+overlap.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class TaskRow:
         spans: int32[r, K, 2]: from and behind which token each of r items is read; K of them beside each other.
         items: int32[r]: which word of the example an item is; −1 the text as a whole.
         targets: term → [r] what each item should be (int32 class or float32 number), −1 where that is not known or not
-            asked; of qa `start` and `end`, int32[1], a token of the row.
+            asked; of qa `start` and `end`, int32[1], a token of the row; of multi_label float32[1, K], 1 where a
+            label holds, nan where they are not known.
         offsets: of qa, int32[n, 2]: the characters of the context that each token covers, −1 elsewhere.
     """
 
@@ -79,7 +80,7 @@ def encode(
 def _of_texts(
     examples: Sequence[Example], tokenizer: Tokenizer, task: TaskSettings, labels: Labels, marked: bool
 ) -> list[TaskRow]:
-    """Of single, pair, regression: one row an example; of choice one a text to choose; of embedding one a text."""
+    """Of labels and numbers of texts one row an example; of choice one a text to choose; of embedding one a text."""
     texts: list[Text] = []
     owners: list[int] = []
     for number, example in enumerate(examples):
@@ -87,6 +88,7 @@ def _of_texts(
             texts.append(text)
             owners.append(number)
     places = _index(labels.get("label", ()))
+    several = labels.get("labels", ())
     rows = []
     for number, row in zip(owners, rows_of(tokenizer, texts, task.length), strict=True):
         example = examples[number]
@@ -96,6 +98,9 @@ def _of_texts(
         targets = {}
         if task.family in ("single", "pair"):
             targets["label"] = np.array([_place(example.label, places)], np.int32)
+        elif task.family == "multi_label":
+            holds = [np.nan if example.labels is None else name in example.labels for name in several]
+            targets["labels"] = np.array([holds], np.float32)
         elif task.family == "regression":
             targets["score"] = np.array([np.nan if example.label is None else float(example.label)], np.float32)
         elif task.family == "choice":

@@ -21,12 +21,13 @@ class Example:
     Attributes:
         id: from the file, or the number of the example in it.
         where: file and line, for messages.
-        texts: single and regression: one or two; pair, embedding: two; choice: the text, then those to choose from;
-            qa: question and context; intent_slots and tagging: none, they have words; to predict, also the text that
-            these were split from, where they were.
+        texts: single: one; multi_label, regression: one or two; pair, embedding: two; choice: the text, then those to
+            choose from; qa: question and context; intent_slots and tagging: none, they have words; to predict, also the
+            text that these were split from, where they were.
         words: of tagging and intent_slots.
         label: of single, pair and intent_slots: a name; of regression: a number as text; of choice: the number of the
             right one from 0 on, as text; None where it is not known.
+        labels: of multi_label: names, each once; None where they are not known.
         tags: a name a word; None where they are not known.
         answers: of qa: all right ones; empty: there is none; None where it is not known.
         spans: of `readout.tokens = "span"`: (number of the text, from, to) in characters.
@@ -37,12 +38,14 @@ class Example:
     texts: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     label: str | None = None
+    labels: tuple[str, ...] | None = None
     tags: tuple[str, ...] | None = None
     answers: tuple[Answer, ...] | None = None
     spans: tuple[tuple[int, int, int], ...] = ()
 
     def gold(self) -> dict[str, Any]:
         """What is right, for JSON beside a prediction: `gold`, and `gold_tags`; none of what is not known."""
-        right = [answer.text for answer in self.answers] if self.answers is not None else self.label
+        right: Any = self.label if self.labels is None else list(self.labels)
+        right = right if self.answers is None else [answer.text for answer in self.answers]
         told = {"gold": right, "gold_tags": None if self.tags is None else list(self.tags)}
         return {name: value for name, value in told.items() if value is not None}

@@ -62,10 +62,12 @@ def _example(row: Row, number: str, chosen: Chosen, family: str, columns: Column
         if labelled:
             raise UserError("the id is empty", where, "give each row one, or set no id in [columns]")
         name = number
-    answers = label = None
-    if chosen.target is not None and family != "qa":
+    answers = label = labels = None
+    if family == "multi_label":
+        labels = _flagged(row, chosen.flags, columns) if chosen.flags else _several(row, chosen.target, columns)
+    elif chosen.target is not None and family != "qa":
         label = rewritten(_scalar(row, chosen.target), columns)
-    if label is None and labelled and family in NEEDED:
+    if label is None and labels is None and labelled and family in NEEDED:
         raise UserError("the label is empty", where, "give each row one, or drop it")
     if family in ("tagging", "intent_slots"):
         words = cut(_words(row, chosen.words), columns, where)
@@ -91,7 +93,7 @@ def _example(row: Row, number: str, chosen: Chosen, family: str, columns: Column
         _number(label, where)
     if family == "qa" and chosen.target is not None:
         answers = _answers(row, chosen.target, texts[1], labelled)
-    return Example(name, where, texts=texts, label=label, answers=answers, spans=spans)
+    return Example(name, where, texts=texts, label=label, labels=labels, answers=answers, spans=spans)
 
 
 def rewritten(label: str | None, columns: ColumnSettings) -> str | None:
@@ -137,6 +139,36 @@ def _scalar(row: Row, key: str | None) -> str | None:
     if value is None or isinstance(value, str):
         return (value or "").strip() or None
     return json.dumps(value)
+
+
+def _several(row: Row, key: str | None, columns: ColumnSettings) -> tuple[str, ...] | None:
+    """Labels of a list or of a text that is split; none of an empty one; None where nothing stands there."""
+    value = lookup(row.values, key or "")
+    if value is None:
+        return None
+    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict | list) for one in value)):
+        kind = "a list of others" if isinstance(value, list) else _kind(value)
+        raise UserError(f"{key!r} holds no labels but {kind}", row.where, 'write ["labels", "like", "these"]')
+    names = (
+        value.split(columns.label_split) if isinstance(value, str) else value if isinstance(value, list) else [value]
+    )
+    told = (name.strip() if isinstance(name, str) else json.dumps(name) for name in names)
+    found = (rewritten(name, columns) for name in told)
+    return tuple(dict.fromkeys(name for name in found if name))
+
+
+def _flagged(row: Row, keys: tuple[str, ...], columns: ColumnSettings) -> tuple[str, ...]:
+    """The labels whose columns hold a 1."""
+    found = []
+    for key in keys:
+        value = lookup(row.values, key)
+        flag = str(value).strip().lower().removesuffix(".0")
+        if flag not in ("0", "1", "false", "true"):
+            told = json.dumps(value, ensure_ascii=False)
+            raise UserError(f"{key!r} holds neither 0 nor 1 but {told}", row.where, "mend it, or drop the row")
+        if flag in ("1", "true") and (name := rewritten(key, columns)):
+            found.append(name)
+    return tuple(dict.fromkeys(found))
 
 
 def _kind(value: Any) -> str:

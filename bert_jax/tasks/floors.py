@@ -16,6 +16,7 @@ import numpy as np
 from bert_jax.tasks.answer_floors import bag_of_words_answers, majority_answers
 from bert_jax.tasks.answer_floors import words as words_of
 from bert_jax.tasks.answer_scores import LONE
+from bert_jax.tasks.columns import ONE_OR_TWO
 from bert_jax.tasks.examples import Example
 from bert_jax.tasks.metrics import library
 
@@ -32,7 +33,7 @@ def floors(train: list[Example], test: list[Example], family: str, audit: bool =
     """
     found = {"majority": majority(train, test, family), "bag of words": bag_of_words(train, test, family)}
     if audit:
-        if family == "pair" or (family == "regression" and len(train[0].texts) == 2):
+        if family == "pair" or (family in ONE_OR_TWO and len(train[0].texts) == 2):
             found["first text alone"] = partial(train, test, family, 0)
             found["second text alone"] = partial(train, test, family, 1)
         elif family == "choice":
@@ -43,12 +44,17 @@ def floors(train: list[Example], test: list[Example], family: str, audit: bool =
 def majority(train: list[Example], test: list[Example], family: str) -> Any:
     """The same for each example: the most frequent label, tag and intent; the mean number; vectors that are all alike.
 
+    multi_label: the labels that half of the examples have, and the most frequent one in any case.
     qa: as `majority_answers` says.
     """
     if family == "regression":
         return np.full(len(test), _numbers(train).mean())
     if family == "qa":
         return majority_answers(train, test)
+    if family == "multi_label":
+        counts = Counter(label for example in train for label in example.labels or ())
+        usual = {name for name in counts if 2 * counts[name] >= len(train)} | ({_first(counts)} if counts else set())
+        return [sorted(usual)] * len(test)
     if family == "embedding":
         return np.ones((len(test), 1), np.float32), np.ones((len(test), 1), np.float32)
     tags = Counter(tag for example in train for tag in example.tags or ())
@@ -64,6 +70,7 @@ def bag_of_words(train: list[Example], test: list[Example], family: str, sides: 
 
     single, pair: logistic regression on tf-idf of words and pairs of neighbours; of two texts those of each side and of
         the words that both have;
+    multi_label: the same for each label by itself;
     regression: ridge regression on the same;
     choice: logistic regression on rows of (text, choice), the choice that is likeliest to be right;
     tagging: the most frequent tag of a word; of unknown ones that of words with its last three letters; else of all;
@@ -99,6 +106,8 @@ def bag_of_words(train: list[Example], test: list[Example], family: str, sides: 
     if family == "regression":
         ridge = library("sklearn.linear_model").Ridge(alpha=1.0, solver="sparse_cg")
         return np.asarray(ridge.fit(learn, _numbers(train)).predict(apply), np.float64)
+    if family == "multi_label":
+        return _several(learn, [example.labels or () for example in train], apply)
     return _classified(learn, [str(example.label) for example in train], apply)
 
 
@@ -148,6 +157,16 @@ def _classified(learn: Any, labels: Sequence[str], apply: Any) -> list[str]:
     if len(set(labels)) == 1:
         return [labels[0]] * apply.shape[0]
     return [str(label) for label in _logistic(learn, labels).predict(apply)]
+
+
+def _several(learn: Any, labels: Sequence[tuple[str, ...]], apply: Any) -> list[list[str]]:
+    found: list[list[str]] = [[] for _ in range(apply.shape[0])]
+    for name in sorted({name for one in labels for name in one}):
+        flags = ["yes" if name in one else "no" for one in labels]
+        for one, told in zip(found, _classified(learn, flags, apply), strict=True):
+            if told == "yes":
+                one.append(name)
+    return found
 
 
 def _logistic(learn: Any, labels: Sequence[Any]) -> Any:

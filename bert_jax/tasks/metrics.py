@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ _SPANS = ("precision", "recall", "f1")
 METRICS = {
     "single": _CLASSES,
     "pair": _CLASSES,
+    "multi_label": ("micro_f1", "macro_f1", "accuracy"),
     "regression": ("pearson", "spearman", "mse"),
     "choice": ("accuracy",),
     "tagging": ("accuracy", *_SPANS),
@@ -28,6 +29,7 @@ METRICS = {
 HEADLINE = {
     "single": "accuracy",
     "pair": "accuracy",
+    "multi_label": "micro_f1",
     "regression": "spearman",
     "choice": "accuracy",
     "tagging": "f1",
@@ -81,13 +83,16 @@ def measure(
 
     Args:
         examples: with their labels, tags or answers.
-        predictions: single, pair, choice: a label each; regression: a number each; tagging: a list of tags each;
-            intent_slots: the intents and the lists of tags; qa: a text each; embedding: the vectors of both sides.
+        predictions: single, pair, choice: a label each; multi_label: labels each; regression: a number each; tagging: a
+            list of tags each; intent_slots: the intents and the lists of tags; qa: a text each; embedding: the vectors
+            of both sides.
         family, scheme: of the task.
         labels: of single and pair, in the order of the model; of two, the second is the positive one.
     """
     if family in ("single", "pair"):
         return classification([str(example.label) for example in examples], predictions, labels)
+    if family == "multi_label":
+        return multi_label([example.labels or () for example in examples], predictions)
     if family == "regression":
         return regression(np.array([float(str(example.label)) for example in examples]), predictions)
     if family == "choice":
@@ -122,6 +127,23 @@ def classification(gold: Sequence[str], predicted: Sequence[str], labels: Sequen
     one = len({*gold, *predicted}) == 1
     matthews = 0.0 if one else float(scores.matthews_corrcoef(gold, predicted))
     return {"accuracy": _share(gold, predicted), "f1": f1, "macro_f1": macro, "matthews": matthews}
+
+
+def multi_label(gold: Sequence[Collection[str]], predicted: Sequence[Collection[str]]) -> dict[str, float]:
+    """micro_f1, of all labels of all examples; macro_f1, the mean of each label's; accuracy, of whole sets.
+
+    The macro mean is over labels that are right or predicted anywhere. What is divided by zero is 0.
+    """
+    _same_number(gold, predicted)
+    accuracy = sum(set(right) == set(given) for right, given in zip(gold, predicted, strict=True)) / len(gold)
+    names = sorted({name for one in [*gold, *predicted] for name in one})
+    if not names:
+        return {"micro_f1": 0.0, "macro_f1": 0.0, "accuracy": accuracy}
+    to_flags = library("sklearn.preprocessing").MultiLabelBinarizer(classes=names).fit([])
+    flags = [to_flags.transform(one) for one in (gold, predicted)]
+    f1 = library("sklearn.metrics").f1_score
+    micro, macro = (float(f1(*flags, average=over, zero_division=0)) for over in ("micro", "macro"))
+    return {"micro_f1": micro, "macro_f1": macro, "accuracy": accuracy}
 
 
 def regression(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:

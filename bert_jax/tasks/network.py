@@ -81,6 +81,8 @@ def make_network(
     match task.family:
         case "single" | "pair":
             outputs = {"classifier": len(labels["label"])}
+        case "multi_label":
+            outputs = {"classifier": len(labels["labels"])}
         case "regression" | "choice":
             outputs = {"classifier": 1}
         case "tagging":
@@ -157,7 +159,8 @@ def outputs(
 
 
 class Term(NamedTuple):
-    """Logits float32[..., K], labels [...] and weights [...]; of numbers K = 1 and labels are float32."""
+    """Logits float32[..., K], labels [...] and weights [...]; of numbers K = 1 and labels are float32; of multi_label
+    labels are float32[..., K], 1 where one holds."""
 
     logits: Array
     labels: Array
@@ -173,6 +176,8 @@ def terms(net: Network, out: Mapping[str, Array], batch: Batch) -> dict[str, Ter
     match net.family:
         case "single" | "pair":
             return {"label": labelled("label", out["classifier"])}
+        case "multi_label":
+            return {"labels": labelled("labels", out["classifier"])}
         case "tagging":
             return {"tags": labelled("tags", out["classifier"])}
         case "intent_slots":
@@ -209,7 +214,8 @@ def make_weigh(net: Network) -> Callable[[Batch], Totals]:
 
 
 def make_loss(net: Network, adversarial: float = 0.0, adversarial_step: float = 1e-3) -> LossFn:
-    """Cross-entropy, or squared differences of regression, each a mean over its weights; terms are averaged.
+    """Cross-entropy, of multi_label the mean over its labels, or squared differences of regression; each a mean over
+    its weights, and terms are averaged.
 
     With `adversarial` above 0 and a key, that times the smoothness term of Jiang et al. 2020 (SMART, section 3.1) is
     added: how far the outputs move when the embeddings are moved by `adversarial_step` where that changes them most.
@@ -222,6 +228,10 @@ def make_loss(net: Network, adversarial: float = 0.0, adversarial_step: float = 
         for name, term in found.items():
             if net.family == "regression":
                 each = jnp.square(term.logits[..., 0] - term.labels)
+            elif net.family == "multi_label":
+                each = jnp.mean(jax.nn.softplus(term.logits) - term.labels * term.logits, axis=-1)
+                right = jnp.mean((term.logits > 0) == (term.labels > 0), axis=-1)
+                metrics[f"{name}_accuracy"] = (jnp.sum(right * term.weights), jnp.sum(term.weights))
             else:
                 each, correct = cross_entropy(term.logits, term.labels)
                 metrics[f"{name}_accuracy"] = (jnp.sum(correct * term.weights), jnp.sum(term.weights))
@@ -249,6 +259,9 @@ def smoothness(net: Network, params: Params, batch: Batch, key: Array, step: flo
         for name, term in moved.items():
             if net.family == "regression":
                 apart = jnp.square(term.logits - still[name].logits)[..., 0]
+            elif net.family == "multi_label":
+                p, q = term.logits, still[name].logits
+                apart = jnp.mean((jax.nn.sigmoid(p) - jax.nn.sigmoid(q)) * (p - q), axis=-1)
             else:
                 p, q = (jax.nn.log_softmax(each) for each in (term.logits, still[name].logits))
                 apart = jnp.sum((jnp.exp(p) - jnp.exp(q)) * (p - q), axis=-1)

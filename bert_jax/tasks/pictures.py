@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,6 +80,38 @@ def confusion(path: str | Path, gold: Sequence[str], predicted: Sequence[str], l
     panel.set(xlabel="predicted", ylabel="right")
     hits = sum(right == given for right, given in zip(gold, predicted, strict=True))
     panel.set_title(f"{hits:,} of {len(gold):,} right ({hits / max(len(gold), 1):.1%})", fontsize="medium")
+    _save(figure, Path(path))
+
+
+def by_label(
+    path: str | Path, gold: Sequence[Collection[str]], predicted: Sequence[Collection[str]], labels: Sequence[str]
+) -> None:
+    """Precision, recall and F1 of each label, the most frequent above, as a PNG; of more than 20 those."""
+    right, given, both = (
+        Counter(name for one in sets for name in set(one))
+        for sets in (gold, predicted, [set(a) & set(b) for a, b in zip(gold, predicted, strict=True)])
+    )
+    names = sorted({*labels, *right, *given}, key=lambda name: (-right[name], name))
+    kept = names[:_MOST]
+    precision, recall, f1 = (
+        np.array([both[name] / max(of(name), 1) for name in kept])
+        for of in (given.__getitem__, right.__getitem__, lambda name: (right[name] + given[name]) / 2)
+    )
+    shown = [f"{_short(name)}  ({right[name]:,})" for name in kept]
+    places = np.arange(len(kept))
+
+    figure = _figure(4.6 + 0.085 * max(map(len, shown)), 1.5 + 0.34 * max(len(kept), 3))
+    panel = figure.subplots()
+    panel.barh(places, f1, 0.7, color=_COLOURS[0], alpha=0.75, label="F1")
+    panel.plot(precision, places, "|", color=_COLOURS[1], markersize=12, markeredgewidth=2, label="precision")
+    panel.plot(recall, places, "|", color=_COLOURS[2], markersize=12, markeredgewidth=2, label="recall")
+    panel.set_yticks(places, shown)
+    panel.set(xlim=(0, 1.02), ylim=(len(kept) - 0.4, -0.6))
+    more = f", the {len(kept)} most frequent of {len(names)}" if len(names) > len(kept) else ""
+    panel.set_title(f"each label, and how many examples have it{more}", fontsize="medium")
+    panel.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.6 / (0.34 * max(len(kept), 3))), ncols=3)
+    panel.grid(alpha=0.25, axis="x")
+    panel.set_axisbelow(True)
     _save(figure, Path(path))
 
 

@@ -31,11 +31,13 @@ def predictions(
 ) -> list[Prediction]:
     """One object for each example, ready for JSON, with its `id`.
 
-    single, pair: `label`, `probability`, `probabilities` by name. regression: `score`. choice: `choice` from 0 on,
-    `probabilities` in order. tagging: `words`, `tags`, `probabilities`, and `entities` where the recipe has a scheme.
-    intent_slots: `intent`, `probability`, `words`, `slots`. Of a text that was split into words there are `offsets` of
-    each as well, and `start` and `end` of each entity, in characters. qa: `answer` ("" for none), `start`, `end` in
-    characters of the context, `probability`, `no_answer_score`, `best`. embedding: `vectors`, and `cosine` of two.
+    single, pair: `label`, `probability`, `probabilities` by name. multi_label: `labels`, those of at least the task's
+    threshold, the likeliest first, and `probabilities` by name, each by itself. regression: `score`. choice: `choice`
+    from 0 on, `probabilities` in order. tagging: `words`, `tags`, `probabilities`, and `entities` where the recipe has
+    a scheme. intent_slots: `intent`, `probability`, `words`, `slots`. Of a text that was split into words there are
+    `offsets` of each as well, and `start` and `end` of each entity, in characters. qa: `answer` ("" for none), `start`,
+    `end` in characters of the context, `probability`, `no_answer_score`, `best`. embedding: `vectors`, and `cosine` of
+    two.
 
     Args:
         rows, outs: of all examples, as `encode` and `outputs_of` gave them.
@@ -47,6 +49,8 @@ def predictions(
     match task.family:
         case "single" | "pair":
             found = [_label(labels["label"], outs[numbers[0]]["classifier"][0]) for numbers in of]
+        case "multi_label":
+            found = [_several(labels["labels"], outs[numbers[0]]["classifier"][0], task.threshold) for numbers in of]
         case "regression":
             found = [{"score": float(outs[numbers[0]]["classifier"][0, 0])} for numbers in of]
         case "choice":
@@ -74,6 +78,15 @@ def _label(names: Sequence[str], logits: np.ndarray) -> Prediction:
     return {
         "label": names[best],
         "probability": float(chances[best]),
+        "probabilities": dict(zip(names, chances.tolist(), strict=True)),
+    }
+
+
+def _several(names: Sequence[str], logits: np.ndarray, threshold: float) -> Prediction:
+    chances = np.exp(-np.logaddexp(0, -logits))
+    order = np.argsort(-chances, kind="stable")
+    return {
+        "labels": [names[place] for place in order if chances[place] >= threshold],
         "probabilities": dict(zip(names, chances.tolist(), strict=True)),
     }
 
@@ -169,6 +182,8 @@ def plain(family: str, found: Sequence[Prediction]) -> Any:
     match family:
         case "single" | "pair":
             return [one["label"] for one in found]
+        case "multi_label":
+            return [one["labels"] for one in found]
         case "regression":
             return np.array([one["score"] for one in found])
         case "choice":

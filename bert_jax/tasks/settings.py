@@ -18,7 +18,7 @@ from bert_jax.errors import UserError
 from bert_jax.settings import assign, build, in_range, one_of, positive, read_toml
 
 RATES, HEAD_RATES = (2e-5, 3e-5, 5e-5), (1e-3, 3e-3, 1e-2)  # the first: Devlin et al. 2019, A.3
-FAMILIES = ("single", "pair", "regression", "choice", "tagging", "qa", "intent_slots", "embedding")
+FAMILIES = ("single", "pair", "multi_label", "regression", "choice", "tagging", "qa", "intent_slots", "embedding")
 FORMATS = ("auto", "tsv", "csv", "jsonl", "conll", "conllu", "squad", "utterances", "label_text", "word_tag")
 
 
@@ -28,6 +28,7 @@ class TaskSettings:
 
     `family` is one of
         single, pair: one label of a text or of two;
+        multi_label: any number of labels of a text or of two, or none;
         regression: a number of a text or of two;
         choice: which of several texts goes with the first;
         tagging: a label a word;
@@ -46,6 +47,7 @@ class TaskSettings:
     `unseen` is what becomes of labels in dev and test that train lacks: an "error", or they count as "wrong".
     `metric` chooses the best epoch and rate; empty: the family's own. `length` is of rows in tokens, `stride` how many
     tokens a window of a long text begins before the end of the one before, `question` the most tokens of a question.
+    `threshold` is the probability from which on multi_label gives a label.
     `scheme` is how tags of spans are written: "IOB1", "BIO", "IOBES" or "BMES"; empty where each word has a label of
     its own.
     """
@@ -63,6 +65,7 @@ class TaskSettings:
     stride: int = 64
     question: int = 64
     answer: int = 30  # the most tokens of an answer
+    threshold: float = 0.5
     scheme: str = ""
     dev_share: float = 0.0
     train_limit: int = 0
@@ -80,7 +83,8 @@ class TaskSettings:
         one_of(self, "task", "scheme", ("", "IOB1", "BIO", "IOBES", "BMES"))
         if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
             raise UserError(f"delimiter = {self.delimiter!r} is not one character", "task", 'give one such as ";"')
-        in_range(self, "task", length=(8, 1e6), stride=(0, 1e6), question=(1, 1e6), answer=(1, 1e6), dev_share=(0, 0.9))
+        in_range(self, "task", length=(8, 1e6), stride=(0, 1e6), question=(1, 1e6), answer=(1, 1e6))
+        in_range(self, "task", dev_share=(0, 0.9), threshold=(0, 1))
         in_range(self, "task", train_limit=(0, 1e12), dev_limit=(0, 1e12), test_limit=(0, 1e12))
         if self.family in ("tagging", "qa") and self.stride >= self.length:  # the others cut long texts
             raise UserError(
@@ -94,10 +98,12 @@ class ColumnSettings:
 
     Empty: the family's usual names, as `sentence`, `text_a`, `label`; columns.py lists them. `choices` are the columns
     of the texts to choose from, or the one key that holds a list of them, as `choices` or `question.choices.text`; in
-    that family `text_b`, where it is given, goes on after `text_a`. `labels` rewrites labels and tags as they are read:
-    {"0" = "negative"}; before that, `label_until` keeps what stands before it: with ":", NUM of NUM:dist. `word_cut`
-    takes so many characters off the end of each word, as the digits of 科0 技1. `span_a` and `span_b` hold FROM:TO in
-    characters of the text, for `readout.tokens = "span"`: both of the one text, or one of each of two.
+    that family `text_b`, where it is given, goes on after `text_a`. Several labels of a text are a list, or stand in
+    one field with `label_split` between them; or `flags` names a column of 0 or 1 for each label. `labels` rewrites
+    labels and tags as they are read: {"0" = "negative"}; before that, `label_until` keeps what stands before it: with
+    ":", NUM of NUM:dist. `word_cut` takes so many characters off the end of each word, as the digits of 科0 技1.
+    `span_a` and `span_b` hold FROM:TO in characters of the text, for `readout.tokens = "span"`: both of the one text,
+    or one of each of two.
     """
 
     id: str = ""
@@ -105,6 +111,8 @@ class ColumnSettings:
     text_b: str = ""
     label: str = ""
     label_until: str = ""
+    label_split: str = ","
+    flags: tuple[str, ...] = ()
     word: str = ""
     word_cut: int = 0
     tag: str = ""
@@ -115,6 +123,8 @@ class ColumnSettings:
 
     def __post_init__(self) -> None:
         in_range(self, "columns", word_cut=(0, 100))
+        if not self.label_split.strip(" "):
+            raise UserError("label_split is empty", "columns", 'give what stands between labels, as ","')
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def _without_overlap(main: Prepared, examples: list[Example], judged: Judged, me
 
 
 def draw(run: Path, main: Prepared, summary: Summary, results: Sequence[Result], judged: Judged) -> None:
-    """curves.png, table.png and, where there are classes, confusion.png and calibration.png.
+    """curves.png, table.png and, where there are classes, confusion.png or labels.png, and calibration.png.
 
     Raises:
         OSError: one cannot be written.
@@ -134,3 +134,10 @@ def draw(run: Path, main: Prepared, summary: Summary, results: Sequence[Result],
         chances = np.array([[one["probabilities"][name] for name in names] for one in judged.predictions])
         known = [n for n, name in enumerate(gold) if name in names]
         pictures.calibration(run / "calibration.png", chances[known], np.array([names.index(gold[n]) for n in known]))
+    several = main.asked.labels.get("labels")
+    if several and labelled(examples, main.recipe.task.family):
+        sets = [example.labels or () for example in examples]
+        pictures.by_label(run / "labels.png", sets, [one["labels"] for one in judged.predictions], several)
+        chances = np.array([[one["probabilities"][name] for name in several] for one in judged.predictions]).ravel()
+        holds = np.array([[name in one for name in several] for one in sets]).ravel()
+        pictures.calibration(run / "calibration.png", np.stack([1 - chances, chances], -1), holds.astype(int))

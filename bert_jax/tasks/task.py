@@ -188,6 +188,8 @@ def labelled(examples: Sequence[Example], family: str) -> bool:
         return bool(examples) and all(example.answers is not None for example in examples)
     if family == "embedding":
         return bool(examples) and all(len(example.texts) == 2 for example in examples)
+    if family == "multi_label":
+        return bool(examples) and all(example.labels is not None for example in examples)
     tags = family in ("tagging", "intent_slots")
     known = [(not tags or e.tags is not None) and (family == "tagging" or e.label is not None) for e in examples]
     return bool(known) and all(known)

@@ -34,6 +34,26 @@ def test_a_trained_classifier_goes_out_proved_and_says_the_same_there(
         assert theirs == pytest.approx(told["probabilities"], abs=1e-4)
 
 
+def test_several_labels_are_the_same_there(tmp_path: Path) -> None:
+    """With transformers' sigmoid, and the threshold that the recipe gives."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    recipe, encoder = write_task(tmp_path, "multi_label"), write_encoder(tmp_path / "encoder")
+    command = ["finetune", recipe, "--model", encoder, "--data", tmp_path, "--run", run, "--set", "task.threshold=0.4"]
+    assert main([str(word) for word in command]) == 0
+    assert {"labels.png", "calibration.png"} <= {path.name for path in run.iterdir()}
+    assert main(["export", str(run), str(out), "--prove"]) == 0
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(out)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    lines = (run / "predictions-test.jsonl").read_text().splitlines()
+    for example, told in zip(toy.examples("multi_label", 12, 2), map(json.loads, lines), strict=True):
+        given = tokenizer(*example.texts, return_tensors="pt")
+        with torch.no_grad():
+            chances = model(**given).logits.sigmoid()[0].tolist()
+        assert chances == pytest.approx([told["probabilities"][model.config.id2label[n]] for n in range(3)], abs=1e-4)
+        assert {name for name, chance in told["probabilities"].items() if chance >= 0.4} == set(told["labels"])
+        assert told["gold"] == list(example.labels or ())
+
+
 def test_tags_and_answers_are_the_same_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encoder = write_encoder(tmp_path / "encoder")
     last = {"readout": {"layers": "last"}}

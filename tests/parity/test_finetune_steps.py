@@ -27,6 +27,7 @@ from tests.tasks import toy
 LABELS = {
     "single": {"label": toy.NAMES},
     "pair": {"label": toy.NAMES},
+    "multi_label": {"labels": toy.NAMES},
     "tagging": {"tags": toy.TAGS},
     "intent_slots": {"intent": toy.NAMES, "slots": toy.TAGS},
 }

@@ -128,6 +128,21 @@ def test_in_the_same_logits_and_out_bit_for_bit(
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
 
 
+@pytest.mark.parametrize("labels", [NAMES, NAMES[:1]])
+def test_several_labels_keep_their_kind_of_problem(labels: tuple[str, ...], tmp_path: Path) -> None:
+    """Even where one output would be a number."""
+    changes = {"id2label": dict(enumerate(labels)), "label2id": {name: n for n, name in enumerate(labels)}}
+    architecture, problem = "BertForSequenceClassification", "multi_label_classification"
+    source = theirs(tmp_path / "theirs", architecture, problem_type=problem, **changes)
+    assert bring_in(source, tmp_path / "ours", "--prove") == 0
+    model = task_model.read(tmp_path / "ours")
+    assert (model.family, model.labels) == ("multi_label", labels)
+    assert take_out(tmp_path / "ours", tmp_path / "out", "--prove") == 0
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert (config.problem_type, tuple(config.id2label.values())) == (problem, labels)
+    assert "which labels a text or two have" in (tmp_path / "out/README.md").read_text()
+
+
 @pytest.mark.parametrize("name", ["pair", "regression"])
 def test_pairs_and_numbers_are_of_the_same_class(name: str, tmp_path: Path) -> None:
     """Their directory tells a number from labels, not one text from two."""

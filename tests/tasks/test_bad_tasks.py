@@ -68,7 +68,7 @@ def squad(**changes: object) -> str:
 
 CONLLU = "\t_" * 4
 QA, TAGS, PAIR, CHOICE = "task.family=qa", "task.family=tagging", "task.family=pair", "task.family=choice"
-INTENTS, NUMBER = "task.family=intent_slots", "task.family=regression"
+INTENTS, NUMBER, SEVERAL = "task.family=intent_slots", "task.family=regression", "task.family=multi_label"
 GOOD = "sentence\tlabel\nfine\t1\nbad\t0\n"
 
 FILES = [
@@ -120,6 +120,48 @@ TABLES = [
         'sentence,label\n"a\nb\nc",1\nd\n',
         "a.csv, line 5: 1 field, but line 1 has 2",
         file="a.csv",
+    ),
+    Case(
+        "labels that are objects",
+        '{"text": "fine", "labels": [{"name": "a"}]}\n',
+        'a.jsonl, line 1: \'labels\' holds no labels but a list of others; write ["labels", "like", "these"]',
+        SEVERAL,
+        file="a.jsonl",
+    ),
+    Case(
+        "no labels where none is a list of none",
+        '{"text": "fine", "labels": []}\n{"text": "bad", "labels": null}\n',
+        "a.jsonl, line 2: the label is empty; give each row one, or drop it",
+        SEVERAL,
+        file="a.jsonl",
+    ),
+    Case(
+        "a flag that is none",
+        "text,rude\nfine,0\nbad,2\n",
+        "a.csv, line 3: 'rude' holds neither 0 nor 1 but \"2\"; mend it, or drop the row",
+        f"""{SEVERAL} 'columns.flags=["rude"]'""",
+        file="a.csv",
+    ),
+    Case(
+        "a flag that has no column",
+        "text,rude\nfine,0\n",
+        "a.csv: there is no column 'loud'; set flags in [columns]; there are 'text', 'rude'",
+        f"""{SEVERAL} 'columns.flags=["rude", "loud"]'""",
+        file="a.csv",
+    ),
+    Case("nothing between labels", GOOD, "columns: label_split is empty", f"{SEVERAL} columns.label_split="),
+    Case(
+        "a probability of 2",
+        GOOD,
+        "task: threshold = 2.0 is out of range; give a number from 0 to 1",
+        f"{SEVERAL} task.threshold=2",
+    ),
+    Case(
+        "several labels, one of which train lacks",
+        "text\tlabels\nfine\ta,b\n",
+        "dev has 1 label that train lacks: 'c' (dev.tsv, line 2); give train examples of them",
+        SEVERAL,
+        dev="text\tlabels\nbad\ta,c\n",
     ),
     Case(
         "a quote that does not end",

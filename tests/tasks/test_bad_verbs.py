@@ -152,6 +152,13 @@ TABLES = [
         ": the label is empty; give each row one, or drop it",
     ),
     Case(
+        "no labels at all, where there may be several",
+        content("multi_label/train.jsonl", '{"text": "ban", "labels": []}\n{"text": "ker", "labels": []}\n'),
+        "multi_label/train.jsonl: no example has a label; name their column with label or flags in [columns]",
+        family="multi_label",
+        ending="jsonl",
+    ),
+    Case(
         "a label that train lacks",
         replaced("single/test.tsv", "\tyes\n", "\tnever\n"),
         "test has 1 label that train lacks: 'never' (single/test.tsv, line ",

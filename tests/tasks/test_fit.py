@@ -26,6 +26,7 @@ from tests.world import VOCABULARY
 LABELS = {
     "single": {"label": toy.NAMES},
     "pair": {"label": toy.NAMES},
+    "multi_label": {"labels": toy.NAMES},
     "tagging": {"tags": toy.TAGS},
     "intent_slots": {"intent": toy.NAMES, "slots": toy.TAGS},
 }
@@ -53,6 +54,7 @@ def fit(one: Asked, made: TaskRecipe, examples, encoder: dict | None = None, see
 PERFECT = {
     "single": ("accuracy", 1.0),
     "pair": ("accuracy", 1.0),
+    "multi_label": ("accuracy", 1.0),
     "regression": ("pearson", 0.99),
     "choice": ("accuracy", 1.0),
     "tagging": ("f1", 1.0),

@@ -34,6 +34,15 @@ def sentiment() -> Sets:
     return halves(made)
 
 
+def topics() -> Sets:
+    """Each text has the things that it names for labels, or none."""
+    made = []
+    for random, i in drawn():
+        things = [str(thing) for thing in random.choice(THINGS, int(random.integers(0, 3)), replace=False)]
+        made.append(Example(str(i), "", (f"look at {' and '.join(things) or 'nothing'}",), labels=tuple(things)))
+    return halves(made)
+
+
 def same_thing() -> Sets:
     """Whether two texts name the same thing: neither says it alone, nor do both without what they share."""
     made = []
@@ -108,6 +117,7 @@ def twins(scored: bool = False) -> Sets:
     [
         ("single", "", sentiment(), 0.99),
         ("pair", "", same_thing(), 0.95),
+        ("multi_label", "", topics(), 0.95),
         ("regression", "", praise(), 0.9),
         ("choice", "", choices(), 0.95),
         ("tagging", "BIO", tags(), 0.99),
@@ -176,6 +186,17 @@ def test_texts_without_blanks_are_read_by_characters(good_bad: tuple[str, str]) 
 def test_words_of_many_scripts() -> None:
     assert words("Don't stop, 3.5 Füße!") == ["don", "'", "t", "stop", ",", "3", ".", "5", "füße", "!"]
     assert words("NBA球员 한국") == ["nba", "球", "员", "한", "국"]
+
+
+def test_of_several_labels_the_majority_is_what_half_of_all_have() -> None:
+    def examples(*labels: str) -> list[Example]:
+        return [Example(str(n), "", ("x",), labels=tuple(one)) for n, one in enumerate(labels)]
+
+    test = examples("", "b")
+    assert majority(examples("ab", "ab", "a", "c"), test, "multi_label") == [["a", "b"]] * 2
+    assert majority(examples("a", "b", "b", "", ""), test, "multi_label") == [["b"]] * 2
+    assert majority(examples("", ""), test, "multi_label") == [[]] * 2
+    assert bag_of_words(examples("", ""), test, "multi_label") == [[], []]
 
 
 @pytest.mark.parametrize("family", ["single", "pair", "regression", "choice", "embedding", "qa"])

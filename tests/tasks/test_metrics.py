@@ -252,6 +252,18 @@ def test_calibration_error_by_hand() -> None:
 # ------------------------------------------------------------------------------------------------- what is asked
 
 
+def test_several_labels_by_hand() -> None:
+    """Of five that are right three are found, beside one that is not: micro F1 is 2·3 / (5 + 4)."""
+    gold = [("a", "b"), ("a",), (), ("b", "c")]
+    given = [["a"], ["a", "c"], [], ["b"]]
+    found = metrics.multi_label(gold, given)
+    assert found["micro_f1"] == pytest.approx(2 * 3 / 9)
+    assert found["macro_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)  # of a, b and c
+    assert found["accuracy"] == 0.25
+    assert metrics.multi_label([(), ()], [[], []]) == {"micro_f1": 0, "macro_f1": 0, "accuracy": 1}
+    assert metrics.multi_label([("a",)], [["new"]]) == {"micro_f1": 0, "macro_f1": 0, "accuracy": 0}
+
+
 def test_the_headline_is_the_familys_own_or_the_one_asked_for() -> None:
     assert metrics.headline("pair", "") == "accuracy"
     assert metrics.headline("pair", "", "matthews") == "matthews"
@@ -271,6 +283,7 @@ def test_the_headline_is_the_familys_own_or_the_one_asked_for() -> None:
     ("family", "scheme", "example", "predictions"),
     [
         ("single", "", Example("0", "", label="a"), ["a"]),
+        ("multi_label", "", Example("0", "", labels=("a", "c")), [["c", "a"]]),
         ("regression", "", Example("0", "", label="2.5"), np.array([2.5])),
         ("choice", "", Example("0", "", label="1"), ["1"]),
         ("tagging", "BIO", Example("0", "", words=("x",), tags=("B-A",)), [["B-A"]]),

@@ -61,6 +61,20 @@ def test_odd_labels_are_drawn(tmp_path: Path, drawn: list[Figure], labels: list[
     assert len({label.get_text() for label in drawn[0].axes[0].get_yticklabels()}) == 2
 
 
+def test_each_label_has_its_scores(tmp_path: Path, drawn: list[Figure]) -> None:
+    gold, given = [("a", "b"), ("a",), (), ("a", "c")], [("a",), ("a", "c"), (), ("b",)]
+    pictures.by_label(tmp_path / "labels.png", gold, given, ["a", "b", "c", "never"])
+    assert is_png(tmp_path / "labels.png")
+    panel = drawn[0].axes[0]
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["a  (3)", "b  (1)", "c  (1)", "never  (0)"]
+    assert [bar.get_width() for bar in panel.patches] == pytest.approx([2 * 2 / 5, 0, 0, 0])
+    assert [list(line.get_xdata()) for line in panel.lines] == [[1, 0, 0, 0], pytest.approx([2 / 3, 0, 0, 0])]
+    many = [f"label{i:02}" for i in range(30)]
+    pictures.by_label(tmp_path / "labels.png", [many, many[10:]], [many, many], many)
+    shown = [label.get_text() for label in drawn[1].axes[0].get_yticklabels()]
+    assert shown == [f"{name}  (2)" for name in many[10:]]
+
+
 def test_calibration_tells_the_error(tmp_path: Path, drawn: list[Figure]) -> None:
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1]])
     pictures.calibration(tmp_path / "calibration.png", probabilities, np.array([0, 1]))

@@ -39,6 +39,30 @@ def test_csv_keeps_line_breaks_commas_and_quotes_of_a_field(tmp_path: Path) -> N
     assert first.where.endswith("a.csv, line 2") and second.where.endswith("a.csv, line 5")
 
 
+SEVERAL = {"family": "multi_label"}
+
+
+def test_several_labels_are_a_list_a_field_or_flags(tmp_path: Path) -> None:
+    """Each once, rewritten as one label is; a text may have none of them."""
+    lines = '{"text": "a", "labels": ["x", "y", "x"]}\n{"text": "b", "labels": []}\n{"text": "c", "labels": 7}\n'
+    assert [one.labels for one in read(tmp_path, "a.jsonl", lines, **SEVERAL)] == [("x", "y"), (), ("7",)]
+    table = "text\tlabels\na\t 3, 14\nb\t\nc\t3\n"
+    assert [one.labels for one in read(tmp_path, "a.tsv", table, **SEVERAL)] == [("3", "14"), (), ("3",)]
+    renamed = read(tmp_path, "b.tsv", table.replace(",", "|"), {"label_split": "|", "labels": {"3": "joy"}}, **SEVERAL)
+    assert [one.labels for one in renamed] == [("joy", "14"), (), ("joy",)]
+    flags = "id,sentence1,sentence2,rude,loud\np,a,b,1,0\nq,c,d,0,0\nr,e,f,1.0,True\n"
+    columns = {"id": "id", "flags": ("rude", "loud"), "labels": {"loud": "noisy"}}
+    found = read(tmp_path, "a.csv", flags, columns, **SEVERAL)
+    assert [(one.id, one.labels) for one in found] == [("p", ("rude",)), ("q", ()), ("r", ("rude", "noisy"))]
+    assert found[0].texts == ("a", "b") and found[2].gold() == {"gold": ["rude", "noisy"]}
+
+
+def test_what_is_asked_needs_no_labels_and_may_have_them() -> None:
+    columns = ColumnSettings(text_a="comment", flags=("rude", "loud"))
+    rows = [{"text": "a"}, {"comment": "b", "rude": 1, "loud": 0}, {"text": "c", "labels": ["loud"]}]
+    assert [one.labels for one in read_objects(rows, "multi_label", columns)] == [None, ("rude",), ("loud",)]
+
+
 def test_a_csv_may_have_another_delimiter(tmp_path: Path) -> None:
     (first,) = read(tmp_path, "a.csv", 'sentence;label\n"fine, he said; yes";1,0\n', delimiter=";")
     assert (first.texts, first.label) == (("fine, he said; yes",), "1,0")
@@ -103,6 +127,7 @@ def test_json_keys_may_lie_inside_objects_or_hold_dots(tmp_path: Path) -> None:
         ("regression", "text - score"),
         ("embedding", "anchor positive -"),
         ("single", "sentence - label"),
+        ("multi_label", "sentence - labels"),
     ],
 )
 def test_usual_names_need_no_columns(tmp_path: Path, family: str, names: str) -> None:
@@ -110,7 +135,8 @@ def test_usual_names_need_no_columns(tmp_path: Path, family: str, names: str) ->
     header, row = f"{label}\tother\t{b}\t{a}\n", "4.5\tno\tsecond\tfirst\n"
     (example,) = read(tmp_path, "a.tsv", header + row, family=family)
     assert example.texts == (("first",) if b == "-" else ("first", "second"))
-    assert example.label == (None if label == "-" else "4.5")
+    known = None if label == "-" else "4.5"
+    assert (example.label, example.labels) == ((None, (known,)) if label == "labels" else (known, None))
 
 
 def test_a_field_of_csv_may_be_long(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from tests.world import VOCABULARY
 
 LABELS = {
     "label": toy.NAMES,
+    "labels": toy.NAMES,
     "tags": toy.TAGS,
     "intent": toy.NAMES,
     "slots": toy.TAGS,

@@ -38,6 +38,9 @@ def examples(family: str, count: int = 32, seed: int = 0) -> list[Example]:
             one = Example(**known, texts=(text(),), label=label)
         elif family == "pair":
             one = Example(**known, texts=(text(), text()), label=label)
+        elif family == "multi_label":
+            labels = tuple(name for name in NAMES if rng.random() < 0.5)
+            one = Example(**known, texts=(text(),), labels=labels)
         elif family == "regression":
             one = Example(**known, texts=(text(), text()), label=f"{rng.uniform(0, 5):.3f}")
         elif family == "choice":

@@ -43,6 +43,8 @@ def line(family: str, example: Example, labelled: bool = True) -> dict[str, Any]
     match family:
         case "single":
             found: dict[str, Any] = {"text": texts[0]}
+        case "multi_label":
+            found = {"text": texts[0]} | ({"labels": list(example.labels or ())} if labelled else {})
         case "pair" | "regression" | "embedding":
             found = dict(zip(("text_a", "text_b"), texts, strict=True))
         case "choice":
