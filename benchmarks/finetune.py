@@ -196,7 +196,7 @@ def read(tasks: Path, family: str, args: argparse.Namespace) -> tuple[TaskRecipe
         f"train.learning_rates=[{args.rate}]",
         "train.hidden_dropout=0.1",
         "train.attention_dropout=0.1",
-        "train.head_factor=1.0",  # one rate for all, as there
+        f"train.head_rate={args.rate}",  # one rate for all, as there
         'readout.layers="last"',
         f"readout.dropout={0.0 if family == 'qa' else 0.1}",  # transformers' class for it has none there
     ]

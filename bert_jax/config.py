@@ -403,6 +403,8 @@ def load_recipe(path: str | Path, settings: typing.Sequence[str] = ()) -> Recipe
         UserError: the file is missing or no TOML, a key does not exist, a value has the wrong type or cannot be.
     """
     tree = read_toml(Path(path))
+    if "task" in tree:
+        raise UserError("this is the recipe of a task", str(path), "give it to `bert-jax finetune`")
     if not tree.get("stage"):
         raise UserError("no [[stage]] says what to train", str(path), "begin with a copy of a recipe in configs/")
     for setting in settings:

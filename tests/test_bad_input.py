@@ -196,6 +196,13 @@ def test_an_empty_recipe(refused: Cli, data: Path, tmp_path: Path) -> None:
     assert "empty.toml: no [[stage]] says what to train; begin with a copy of a recipe in configs/" in line
 
 
+def test_a_recipe_of_another_verb(refused: Cli, data: Path, tmp_path: Path) -> None:
+    line = refused("plan", "configs/tasks/sst2.toml")
+    assert "configs/tasks/sst2.toml: this is the recipe of a task; give it to `bert-jax finetune`" in line
+    line = refused("finetune", "configs/tiny.toml", "--model", data, "--data", data, "--run", tmp_path / "run")
+    assert "configs/tiny.toml: this is a recipe of pretraining; give it to `bert-jax pretrain`" in line
+
+
 def test_usage_exits_with_2() -> None:
     for arguments in ([], ["pretrian"], ["pretrain"]):
         with pytest.raises(SystemExit) as left:

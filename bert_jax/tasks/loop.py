@@ -31,7 +31,7 @@ from bert_jax.tasks.batches import (
 )
 from bert_jax.tasks.encoding import TaskRow
 from bert_jax.tasks.network import Network, Params
-from bert_jax.tasks.settings import FineTuneSettings
+from bert_jax.tasks.settings import HEAD_RATE, FineTuneSettings
 from bert_jax.train.loss import Batch, Metrics
 from bert_jax.train.optimizer import make_optimizer, make_schedule
 from bert_jax.train.step import TrainState, init_state, make_train_step
@@ -109,7 +109,7 @@ def fit(
     count = math.ceil(len(units(rows, net.family)) / settings.batch)
     total = count * settings.epochs
     still = jax.tree.map(jnp.asarray, still)
-    tx = optimizer(net, settings, trained)
+    tx = optimizer(net, settings, trained, rate)
     state = init_state(jax.tree.map(jnp.array, trained), tx)
     first = trained if settings.mixout else None
     best: tuple[float, int, Params] | None = None
@@ -191,12 +191,19 @@ class Table:
         return {**params, "embeddings": {**params["embeddings"], "word": word}}
 
 
-def optimizer(net: Network, settings: FineTuneSettings, trained: Params) -> optax.GradientTransformationExtraArgs:
+def optimizer(
+    net: Network, settings: FineTuneSettings, trained: Params, rate: float | Array
+) -> optax.GradientTransformationExtraArgs:
     """AdamW with bias correction (Mosbach et al. 2021), each leaf's rate scaled as the settings say."""
     tx = make_optimizer(TrainSettings(weight_decay=settings.weight_decay, clip_norm=settings.clip_norm))
-    if settings.layer_decay == settings.head_factor == 1.0:
+    head: float | Array = 1.0
+    if settings.head_rate:
+        head = settings.head_rate / rate
+    elif settings.what != "head" and net.family in HEAD_RATE:
+        head = jnp.maximum(HEAD_RATE[net.family] / rate, 1.0)
+    elif settings.layer_decay == 1.0:
         return tx
-    scales = network.rate_scales(net, trained, settings.layer_decay, settings.head_factor)
+    scales = network.rate_scales(net, trained, settings.layer_decay, head)
 
     def update(grads: Any, state: Any, params: Any = None, **given: Any) -> tuple[Any, Any]:
         updates, state = tx.update(grads, state, params, **given)
@@ -228,7 +235,7 @@ def _step(
     # one step longer than the fit, whose last step would have a rate of 0
     stage = Stage(total + 1, learning_rate=1.0, warmup=int(total * settings.warmup), decay=settings.decay)
     curve = make_schedule([stage])
-    tx = optimizer(net, settings, state.params)
+    tx = optimizer(net, settings, state.params, rate)
     step = make_train_step(loss, network.make_weigh(net), tx, lambda number: rate * curve(number), seed)
     return step(state, batch)
 

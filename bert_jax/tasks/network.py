@@ -313,7 +313,7 @@ def whole(still: Params, trained: Params) -> Params:
     return params
 
 
-def rate_scales(net: Network, trained: Params, layer_decay: float, head: float) -> Params:
+def rate_scales(net: Network, trained: Params, layer_decay: float, head: float | Array) -> Params:
     """What the learning rate of each leaf is multiplied by: `layer_decay` to the number of layers above, plus one.
 
     Args:

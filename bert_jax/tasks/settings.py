@@ -18,6 +18,7 @@ from bert_jax.errors import UserError
 from bert_jax.settings import assign, build, in_range, one_of, positive, read_toml
 
 RATES, HEAD_RATES = (2e-5, 3e-5, 5e-5), (1e-3, 3e-3, 1e-2)  # the first: Devlin et al. 2019, A.3
+HEAD_RATE = {"tagging": 5e-3, "intent_slots": 5e-3}  # of many labels, few have an example in each of few steps
 FAMILIES = ("single", "pair", "multi_label", "regression", "choice", "tagging", "qa", "intent_slots", "embedding")
 FORMATS = ("auto", "tsv", "csv", "jsonl", "conll", "conllu", "squad", "utterances", "label_text", "word_tag")
 
@@ -158,7 +159,8 @@ class ReadoutSettings:
 class FineTuneSettings:
     """`[train]`: one fit, and the sweep over `learning_rates` × `seeds`.
 
-    Without `learning_rates` they are `RATES`, or `HEAD_RATES` where the head alone is trained.
+    Without `learning_rates` they are `RATES`, or `HEAD_RATES` where the head alone is trained. `head_rate` is the rate
+    of what is no encoder, beside whichever of them; 0: theirs, or the one in `HEAD_RATE` where that is higher.
     `what` is "all", "head" (the encoder stays bit for bit, its features are computed once) or "top:K" (the K last
     layers and the head). Rates fall by `layer_decay` from each layer to the one below. `reset_layers` gives the last K
     layers and the pooler fresh weights (Zhang et al. 2020). `mixout` puts each weight back to its pretrained value with
@@ -172,7 +174,7 @@ class FineTuneSettings:
     batch: int = 32
     learning_rates: tuple[float, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
-    head_factor: float = 1.0  # the head's rate is that of all else, times this
+    head_rate: float = 0.0
     warmup: float = 0.1  # share of all steps
     decay: str = "polynomial"
     what: str = "all"
@@ -195,9 +197,12 @@ class FineTuneSettings:
         one_of(self, "train", "dtype", ("float32", "bfloat16"))
         in_range(self, "train", warmup=(0, 1), layer_decay=(0, 1), weight_decay=(0, 100), clip_norm=(0, 1e9))
         in_range(self, "train", reset_layers=(0, 1e4), mixout=(0, 0.99), adversarial=(0, 1e6), patience=(0, 1e6))
-        in_range(self, "train", head_factor=(0, 1e6), hidden_dropout=(-1, 0.99), attention_dropout=(-1, 0.99))
+        in_range(self, "train", head_rate=(0, 100), hidden_dropout=(-1, 0.99), attention_dropout=(-1, 0.99))
         if self.what not in ("all", "head") and self.top is None:
             raise UserError(f"what = {self.what!r} is unknown", "train", 'choose "all", "head" or "top:K"')
+        if self.head_rate and self.what == "head":
+            what = f"head_rate = {self.head_rate:g} beside the rates of a head that is trained alone"
+            raise UserError(what, "train", "give it as learning_rates")
         if not self.learning_rates:
             object.__setattr__(self, "learning_rates", HEAD_RATES if self.what == "head" else RATES)
         asked = {
@@ -241,6 +246,8 @@ def load_task_recipe(path: str | Path, settings: Sequence[str] = ()) -> TaskReci
         UserError: the file is missing or no recipe of a task, a key does not exist, a value cannot be.
     """
     tree = read_toml(Path(path))
+    if "stage" in tree:
+        raise UserError("this is a recipe of pretraining", str(path), "give it to `bert-jax pretrain`")
     if "task" not in tree:
         raise UserError("no [task] says what to learn", str(path), "begin with a copy of a recipe in configs/tasks/")
     for setting in settings:

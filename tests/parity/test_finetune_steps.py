@@ -31,7 +31,10 @@ LABELS = {
     "tagging": {"tags": toy.TAGS},
     "intent_slots": {"intent": toy.NAMES, "slots": toy.TAGS},
 }
-TRAIN = FineTuneSettings(epochs=3, batch=8, learning_rates=(2e-4,), warmup=0.4, weight_decay=10.0)  # two steps an epoch
+RATE = 2e-4
+TRAIN = FineTuneSettings(
+    epochs=3, batch=8, learning_rates=(RATE,), head_rate=RATE, warmup=0.4, weight_decay=10.0
+)  # two steps an epoch
 
 
 @pytest.mark.parametrize("family", FAMILIES)

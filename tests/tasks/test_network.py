@@ -272,15 +272,45 @@ def test_the_optimizer_moves_each_leaf_by_its_share_of_the_rate(encoder: dict):
     given = {"rate": jnp.asarray(0.1), "norm": jnp.asarray(1.0), "finite": jnp.asarray(True)}
 
     def moved(**settings) -> dict:
-        tx = loop.optimizer(net, FineTuneSettings(**settings), trained)
+        tx = loop.optimizer(net, FineTuneSettings(**settings), trained, 0.1)
         return jax.jit(lambda: tx.update(grads, tx.init(trained), trained, **given)[0])()
 
-    plain, scaled = moved(), moved(layer_decay=0.5, head_factor=3.0)
+    plain, scaled = moved(), moved(layer_decay=0.5, head_rate=0.3)
     np.testing.assert_allclose(scaled["classifier"]["kernel"], 3 * plain["classifier"]["kernel"], rtol=1e-6)
     np.testing.assert_allclose(scaled["embeddings"]["word"], plain["embeddings"]["word"] / 16, rtol=1e-6)
     kernel = "attention", "query", "kernel"
     one, other = (tree["layers"][kernel[0]][kernel[1]][kernel[2]] for tree in (plain, scaled))
     np.testing.assert_allclose(other, one * np.array([0.125, 0.25, 0.5])[:, None, None, None], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "rate", "settings", "expected"),
+    [
+        ("single", 1e-4, {}, 1),
+        ("tagging", 1e-4, {}, 50),
+        ("intent_slots", 1e-4, {}, 50),
+        ("tagging", 1e-2, {}, 1),
+        ("tagging", 1e-4, {"head_rate": 1e-4}, 1),
+        ("tagging", 1e-4, {"what": "top:1"}, 50),
+        ("tagging", 1e-3, {"what": "head"}, 1),
+        ("single", 1e-3, {"head_rate": 1e-4}, 0.1),
+    ],
+)
+def test_many_labels_are_learned_at_a_rate_of_their_own(
+    encoder: dict, family: str, rate: float, settings: dict, expected: float
+):
+    """How much more the head moves than in an optimizer with one rate."""
+    net = net_of(family)
+    head = head_of(net)
+    grads = jax.tree.map(jnp.ones_like, head)
+    given = {"rate": jnp.asarray(rate), "norm": jnp.asarray(1.0), "finite": jnp.asarray(True)}
+
+    def moved(settings: FineTuneSettings) -> float:
+        tx = loop.optimizer(net, settings, head, rate)
+        (updates, *_) = jax.tree.leaves(tx.update(grads, tx.init(head), head, **given)[0])
+        return float(jnp.abs(updates).sum())
+
+    assert moved(FineTuneSettings(**settings)) / moved(FineTuneSettings(head_rate=rate)) == pytest.approx(expected)
 
 
 def test_reset_gives_the_last_layers_and_the_pooler_fresh_weights_alone(encoder: dict):
