@@ -3,7 +3,7 @@
 A batch holds `input_ids segment_ids position_ids sequence_ids` int32[B, T] as everywhere, or in their place `features`
 float32[B, R, L, D], what the head reads, computed once. Beside them, R items a row:
     spans int32[B, R, K, 2]              which tokens each item is read from
-    {term}_labels, {term}_weights [B, R] what it should be, and 1 where that counts; of multi_label labels [B, R, K]
+    {term}_labels, {term}_weights [B, R] what it should be, and how much that counts; of multi_label labels [B, R, K]
 and for families that compare items, or tokens, with each other:
     groups int32[N, C], group_weights float32[N, C]    items of the batch that stand together, by their flat number
     choice_labels, choice_weights [N]                  which of a group is right
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -55,6 +55,23 @@ def units(rows: Sequence[TaskRow], family: str) -> list[list[int]]:
     for number, row in enumerate(rows):
         found.setdefault(row.example, []).append(number)
     return list(found.values())
+
+
+def balanced(rows: Sequence[TaskRow]) -> list[TaskRow]:
+    """The same rows, each item counting by the inverse of how frequent its class is: N / (K · n), 1 in the mean.
+
+    As scikit-learn's class_weight="balanced".
+    """
+    weights: dict[str, np.ndarray] = {}
+    for term in rows[0].targets:
+        known = np.concatenate([row.targets[term] for row in rows])
+        counts = np.bincount(known[known >= 0])
+        there = counts > 0
+        weights[term] = np.where(there, counts.sum() / np.maximum(there.sum() * counts, 1), 0).astype(np.float32)
+    return [
+        replace(row, weights={term: weights[term][np.maximum(values, 0)] for term, values in row.targets.items()})
+        for row in rows
+    ]
 
 
 def epoch_units(rows: Sequence[TaskRow], family: str, batch: int, seed: int, epoch: int) -> list[list[list[int]]]:
@@ -251,7 +268,8 @@ def _put_labels(arrays: Arrays, row: TaskRow, family: str, read: tuple[int, slic
         known = np.isfinite(values) if values.dtype.kind == "f" else values >= 0
         moved = values + start if family == "qa" else values
         arrays[f"{term}_labels"][read] = np.where(known, moved, 0)
-        arrays[f"{term}_weights"][read] = known.all(-1) if known.ndim > 1 else known
+        counts = known.all(-1) if known.ndim > 1 else known
+        arrays[f"{term}_weights"][read] = counts * row.weights.get(term, np.float32(1))
 
 
 def _group(

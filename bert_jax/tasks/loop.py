@@ -23,6 +23,7 @@ from bert_jax.tasks.batches import (
     Shapes,
     TaskBatch,
     all_batches,
+    balanced,
     epoch_units,
     features_batch,
     shapes_of,
@@ -106,6 +107,8 @@ def fit(
     def now(trained: Params, decayed: float) -> Params:
         return network.whole(still, trained if table is None else table.widened(trained, decayed))
 
+    if settings.class_weights:
+        rows = balanced(rows)
     count = math.ceil(len(units(rows, net.family)) / settings.batch)
     total = count * settings.epochs
     still = jax.tree.map(jnp.asarray, still)

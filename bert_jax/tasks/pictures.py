@@ -100,7 +100,7 @@ def by_label(
     shown = [f"{_short(name)}  ({right[name]:,})" for name in kept]
     places = np.arange(len(kept))
 
-    figure = _figure(4.6 + 0.085 * max(map(len, shown)), 1.5 + 0.34 * max(len(kept), 3))
+    figure = _figure(4.6 + 0.085 * max(map(len, shown)), 1.4 + 0.34 * max(len(kept), 3))
     panel = figure.subplots()
     panel.barh(places, f1, 0.7, color=_COLOURS[0], alpha=0.75, label="F1")
     panel.plot(precision, places, "|", color=_COLOURS[1], markersize=12, markeredgewidth=2, label="precision")
@@ -109,7 +109,7 @@ def by_label(
     panel.set(xlim=(0, 1.02), ylim=(len(kept) - 0.4, -0.6))
     more = f", the {len(kept)} most frequent of {len(names)}" if len(names) > len(kept) else ""
     panel.set_title(f"each label, and how many examples have it{more}", fontsize="medium")
-    panel.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.6 / (0.34 * max(len(kept), 3))), ncols=3)
+    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize="small")
     panel.grid(alpha=0.25, axis="x")
     panel.set_axisbelow(True)
     _save(figure, Path(path))

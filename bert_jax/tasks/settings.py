@@ -166,6 +166,8 @@ class FineTuneSettings:
     layers and the pooler fresh weights (Zhang et al. 2020). `mixout` puts each weight back to its pretrained value with
     this probability while training (Lee et al. 2020). `adversarial` is the weight of a smoothness term: how far outputs
     move when the embeddings are moved against them by `adversarial_step` (Jiang et al. 2020, SMART).
+    `class_weights = "balanced"` lets each class of single, pair, tagging and intent_slots count the same, however few
+    examples it has.
     `patience` ends a fit after so many epochs without a better dev score (0: never); the best epoch is what is kept.
     `temperature` divides cosines of the embedding family.
     """
@@ -185,6 +187,7 @@ class FineTuneSettings:
     mixout: float = 0.0
     adversarial: float = 0.0
     adversarial_step: float = 1e-3
+    class_weights: str = ""
     patience: int = 0
     temperature: float = 0.05
     hidden_dropout: float = -1.0  # -1: as the model has it
@@ -195,6 +198,7 @@ class FineTuneSettings:
         positive(self, "train", "epochs", "batch", "layer_decay", "temperature", "adversarial_step")
         one_of(self, "train", "decay", ("polynomial", "cosine"))
         one_of(self, "train", "dtype", ("float32", "bfloat16"))
+        one_of(self, "train", "class_weights", ("", "balanced"))
         in_range(self, "train", warmup=(0, 1), layer_decay=(0, 1), weight_decay=(0, 100), clip_norm=(0, 1e9))
         in_range(self, "train", reset_layers=(0, 1e4), mixout=(0, 0.99), adversarial=(0, 1e6), patience=(0, 1e6))
         in_range(self, "train", head_rate=(0, 100), hidden_dropout=(-1, 0.99), attention_dropout=(-1, 0.99))

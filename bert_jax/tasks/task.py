@@ -87,6 +87,8 @@ def make_asked(
     if settings.adversarial and settings.dtype == "bfloat16":
         what = f"steps of {settings.adversarial_step:g} are lost in bfloat16's eight bits"
         raise UserError(what, "train.adversarial", 'set train.dtype="float32", or leave it out')
+    if settings.class_weights and task.family not in ("single", "pair", "tagging", "intent_slots"):
+        raise UserError(f"{task.family} has no classes of which one holds", "train.class_weights", "leave it out")
     rates = {"hidden_dropout": settings.hidden_dropout, "attention_dropout": settings.attention_dropout}
     config = replace(config, **{name: rate for name, rate in rates.items() if rate >= 0})
     mean, spread = 0.0, 1.0

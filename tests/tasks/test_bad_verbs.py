@@ -152,6 +152,20 @@ TABLES = [
         ": the label is empty; give each row one, or drop it",
     ),
     Case(
+        "weights of classes that are none",
+        nothing,
+        "train.class_weights: regression has no classes of which one holds; leave it out",
+        "train.class_weights=balanced",
+        family="regression",
+        ending="jsonl",
+    ),
+    Case(
+        "a rate for a head that is trained alone",
+        nothing,
+        "train: head_rate = 0.01 beside the rates of a head that is trained alone; give it as learning_rates",
+        "train.what=head train.head_rate=0.01",
+    ),
+    Case(
         "no labels at all, where there may be several",
         content("multi_label/train.jsonl", '{"text": "ban", "labels": []}\n{"text": "ker", "labels": []}\n'),
         "multi_label/train.jsonl: no example has a label; name their column with label or flags in [columns]",

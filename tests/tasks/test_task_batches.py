@@ -8,12 +8,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from sklearn.utils.class_weight import compute_class_weight
 
 from bert_jax.config import BertConfig
 from bert_jax.model import bert
 from bert_jax.tasks import loop, network
 from bert_jax.tasks.batches import (
     all_batches,
+    balanced,
     epoch_units,
     features_batch,
     grid,
@@ -122,6 +124,31 @@ def test_packed_rows_and_kept_features_say_what_each_row_says_alone(
 
 
 # ---------------------------------------------------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize(("family", "term"), [("single", "label"), ("tagging", "tags"), ("intent_slots", "slots")])
+def test_balanced_classes_count_the_same(family: str, term: str, loud: dict, tmp_path: Path):
+    """By scikit-learn's weights; the loss is that of torch's CrossEntropyLoss(weight=…), from the head's own logits."""
+    plain = rows_of(family, tmp_path, count=24)
+    rows = balanced(plain)
+    known = np.concatenate([row.targets[term][row.targets[term] >= 0] for row in rows])
+    counts = np.concatenate([row.weights[term][row.targets[term] >= 0] for row in rows])
+    classes = np.unique(known)
+    expected = dict(zip(classes, compute_class_weight("balanced", classes=classes, y=known), strict=True))
+    np.testing.assert_allclose(counts, [expected[place] for place in known], rtol=1e-6)
+    assert counts.mean() == pytest.approx(1) and np.ptp(counts) > 0.1
+
+    net = net_of(family)
+    params = params_of(net, loud)
+    (head,) = (name for name, _ in net.outputs if name in ("classifier", "slots"))
+    logits = np.concatenate(
+        [out[head][row.targets[term] >= 0] for out, row in zip(alone(net, params, rows), rows, strict=True)]
+    )
+    each = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(known)), known]
+    _, metrics = loss_of(params, layout(rows, units(rows, family), family, 0, 24).arrays, net=net)
+    total, weight = map(float, metrics[f"{term}_loss"])
+    assert total / weight == pytest.approx(float((each * counts).sum() / counts.sum()), rel=1e-5)
+    assert total / weight != pytest.approx(float(each.mean()), rel=1e-3)
 
 
 @pytest.mark.parametrize("cached", [False, True], ids=["tokens", "features"])
