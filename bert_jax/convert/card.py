@@ -149,6 +149,8 @@ def _model(facts: Facts) -> str:
         rows.append((f"{len(labels):,} labels", shown))
     if (threshold := facts.task.get("no_answer")) is not None:
         rows.append(("no answer is given below", f"{threshold:.4g}"))
+    if facts.task.get("family") == "multi_label":
+        rows.append(("a label is given from", f"{facts.task['task'].get('threshold', 0.5):g}"))
     return "## Model\n\n" + _table(("", ""), rows)
 
 

@@ -32,8 +32,8 @@ class TaskRow:
         targets: term → [r] what each item should be (int32 class or float32 number), −1 where that is not known or not
             asked; of qa `start` and `end`, int32[1], a token of the row; of multi_label float32[1, K], 1 where a
             label holds, nan where they are not known.
-        weights: term → float32[r] how much each item counts; 1 where there are none.
         offsets: of qa, int32[n, 2]: the characters of the context that each token covers, −1 elsewhere.
+        weights: term → float32[r] how much each item counts; 1 where there are none.
     """
 
     example: int
@@ -42,8 +42,8 @@ class TaskRow:
     spans: np.ndarray
     items: np.ndarray
     targets: dict[str, np.ndarray] = field(default_factory=dict)
-    weights: dict[str, np.ndarray] = field(default_factory=dict)
     offsets: np.ndarray | None = None
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def encode(
