@@ -36,14 +36,8 @@ TARGETS = {  # family → the usual names of what is learned
     "qa": ("answers",),
     "embedding": ("score",),
 }
-NEEDED = {
-    "single",
-    "pair",
-    "multi_label",
-    "regression",
-    "choice",
-    "intent_slots",
-}  # families that learn nothing without it
+# families that learn nothing without it
+NEEDED = {"single", "pair", "multi_label", "regression", "choice", "intent_slots"}
 
 
 @dataclass(frozen=True)
