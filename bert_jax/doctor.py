@@ -35,7 +35,7 @@ from bert_jax.data.stages import check_stages, manifest_digests, open_stages
 from bert_jax.errors import UserError, counted
 from bert_jax.footprint import place
 from bert_jax.model import bert
-from bert_jax.settings import digest
+from bert_jax.settings import add_settings, digest
 from bert_jax.store import rundir
 from bert_jax.store.checkpoint import Checkpoints, saved_steps
 from bert_jax.store.rundir import PACKAGES
@@ -53,14 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?", type=Path, help="the TOML recipe that is to be run")
     parser.add_argument("--data", type=Path, help="its data directory, from `bert-data shards`")
     parser.add_argument("--run", type=Path, help="the run directory that it would write")
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a setting of the recipe, such as stage.0.batch=64",
-    )
+    add_settings(parser, "override a setting of the recipe, such as stage.0.batch=64")
     parser.add_argument("--distributed", action="store_true", help="look at all processes (several hosts)")
     parser.add_argument(
         "--join-timeout", type=float, default=300.0, metavar="SECONDS", help="how long to wait for them (default: 300)"

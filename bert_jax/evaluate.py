@@ -15,6 +15,7 @@ from bert_jax.data.feed import to_devices
 from bert_jax.data.loader import heldout_batches, open_dataset
 from bert_jax.errors import UserError
 from bert_jax.fine_tuned import load_task
+from bert_jax.settings import add_settings
 from bert_jax.store.checkpoint import load_params
 from bert_jax.store.rundir import check_output, load_config, read_json, write_text
 from bert_jax.tasks.audit import check_labels
@@ -38,13 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=("train", "heldout"), help="of a data directory (heldout)")
     parser.add_argument("--step", type=int, help="a saved step of a run (the newest)")
     parser.add_argument("--batch", type=int, help="rows at a time, of a run (64)")
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        metavar="KEY=VALUE",
-        help="of a fine-tuned model: how this file is written, where not as the training file, such as "
-        "columns.label=gold or task.format=csv",
+    add_settings(
+        parser,
+        "of a fine-tuned model: how this file is written, where not as the training file, such as columns.label=gold "
+        "or task.format=csv",
     )
     parser.add_argument("--predictions", type=Path, help="of a fine-tuned model: also write them to this file")
 
@@ -53,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the metrics as one JSON object."""
     task = task_model.within(args.run) is not None or (args.run / "task.toml").is_file()
     for name in PRETRAINED if task else FINE_TUNED:
-        if getattr(args, name) is not None:
+        if getattr(args, name) not in (None, []):
             option = "--set" if name == "settings" else f"--{name}"
             kind, other = ("fine-tuned", "run of pretraining") if task else ("pretrained", "fine-tuned one")
             raise UserError(f"this is a {kind} model, and the option is of a {other}", option, "leave it out")
@@ -70,7 +68,7 @@ def of_task(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("a fine-tuned model is measured on a file", "--data", "give one of labelled examples")
     if args.predictions:
         check_output(args.predictions, args.data)
-    model = load_task(args.run, args.settings or ())
+    model = load_task(args.run, args.settings)
     examples = read_examples(args.data, model.asked.task, model.columns)
     if model.asked.task.unseen == "error":
         remedy = "rewrite them with --set columns.labels, or count them as wrong with --set task.unseen=wrong"

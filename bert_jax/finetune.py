@@ -23,7 +23,7 @@ from bert_jax.convert import task_model
 from bert_jax.convert.loaded import Loaded
 from bert_jax.convert.origin import origin
 from bert_jax.errors import UserError, counted
-from bert_jax.settings import to_toml
+from bert_jax.settings import add_settings, to_toml
 from bert_jax.store import rundir, taskdir
 from bert_jax.store.clock import duration
 from bert_jax.tasks import audit, cells, metrics, network, summary, sweep
@@ -44,14 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", type=Path, required=True, help="the directory to begin or continue; of several recipes it has one each"
     )
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a setting of every recipe, such as train.epochs=5",
-    )
+    add_settings(parser, "override a setting of every recipe, such as train.epochs=5")
     parser.add_argument(
         "--audit",
         action="store_true",

@@ -27,6 +27,7 @@ from bert_jax.data.order import Ramp
 from bert_jax.errors import UserError, counted
 from bert_jax.footprint import Footprint
 from bert_jax.model import bert
+from bert_jax.settings import add_settings
 from bert_jax.train import sharding
 from bert_jax.train.step import init_state
 
@@ -49,9 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compile", action="store_true", help="compile it too, for as many virtual CPU devices: bytes and collectives"
     )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
-    parser.add_argument(
-        "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="override a setting"
-    )
+    add_settings(parser, "override a setting")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from bert_jax.fine_tuned import load_task
+from bert_jax.settings import add_settings
 from bert_jax.store.rundir import check_output, write_text
 from bert_jax.tasks.reading import read_inputs
 from bert_jax.tasks.task import judge
@@ -16,13 +17,8 @@ from bert_jax.tasks.task import judge
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="what `bert-jax finetune` wrote (RUN or RUN/model), or import")
     parser.add_argument("inputs", help="JSON lines, with keys as docs/finetuning.md has them; - for standard input")
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="another [task] or [columns] than the model keeps, such as task.threshold=0.3 or columns.text_a=body",
+    add_settings(
+        parser, "another [task] or [columns] than the model keeps, such as task.threshold=0.3 or columns.text_a=body"
     )
     parser.add_argument("--out", type=Path, help="the file to write (standard output)")
 

@@ -28,7 +28,7 @@ from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches
 from bert_jax.data.stages import OpenStage, check_stages, manifest_digests, open_stages
 from bert_jax.errors import UserError, counted
 from bert_jax.model import attention, bert
-from bert_jax.settings import digest
+from bert_jax.settings import add_settings, digest
 from bert_jax.store import rundir
 from bert_jax.store.checkpoint import Checkpoints, Damaged, saved_steps
 from bert_jax.store.clock import WAITING, Clock
@@ -50,14 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, help="a TOML recipe, such as those in configs/")
     parser.add_argument("--data", type=Path, help="a data directory from `bert-data shards`")
     parser.add_argument("--run", type=Path, required=True, help="the run directory to begin or continue")
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a setting of the recipe, such as stage.0.batch=64",
-    )
+    add_settings(parser, "override a setting of the recipe, such as stage.0.batch=64")
     parser.add_argument("--distributed", action="store_true", help="join the other processes (several hosts)")
     parser.add_argument(
         "--join-timeout", type=float, default=300.0, metavar="SECONDS", help="how long to wait for them (default: 300)"

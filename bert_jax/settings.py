@@ -6,6 +6,7 @@ that every room may import it.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import hashlib
@@ -58,6 +59,11 @@ def _not_toml(error: tomllib.TOMLDecodeError, text: str, path: Path) -> UserErro
         f"{path}, line {line}, column {column}",
         remedy,
     )
+
+
+def add_settings(parser: argparse.ArgumentParser, help: str) -> None:
+    """`--set KEY=VALUE`, any number of times, as texts for `assign`."""
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help=help)
 
 
 def assign(tree: dict[str, Any], text: str) -> None:

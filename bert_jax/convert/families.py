@@ -14,8 +14,8 @@ from bert_jax.config import BertConfig
 from bert_jax.convert.names import ALBERT, DISTILBERT, ELECTRA, FINE_TUNED, HUGGING_FACE, Row, of_parts
 from bert_jax.errors import UserError
 
-# transformers' activation names. "gelu_new" and "gelu_pytorch_tanh" are one formula, written twice there.
 MULTI_LABEL = "multi_label_classification"  # config.json's problem_type
+# transformers' activation names. "gelu_new" and "gelu_pytorch_tanh" are one formula, written twice there.
 ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
 

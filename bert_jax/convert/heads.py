@@ -136,8 +136,8 @@ def to_class(model: TaskModel, where: str) -> Loaded:
         raise UserError(f"the head of {kind.architecture} is {name} of {width} rows, this is {found}", where, KEEP)
     only = {"regression": 1, "choice": 1, "qa": 2}.get(model.family)
     # one label of a text would be taken for a number there
-    several = model.family == "multi_label" or kind_name != "sequence-classification"
-    if not (outputs == only if only else outputs > 1 or several):
+    one_may_be = model.family == "multi_label" or kind_name != "sequence-classification"
+    if not (outputs == only if only else outputs > 1 or one_may_be):
         raise UserError(f"a head of {counted(outputs, 'output')} is none for {model.family}", where, KEEP)
     return replace(
         loaded,

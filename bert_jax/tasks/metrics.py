@@ -139,11 +139,15 @@ def multi_label(gold: Sequence[Collection[str]], predicted: Sequence[Collection[
     names = sorted({name for one in [*gold, *predicted] for name in one})
     if not names:
         return {"micro_f1": 0.0, "macro_f1": 0.0, "accuracy": accuracy}
-    to_flags = library("sklearn.preprocessing").MultiLabelBinarizer(classes=names).fit([])
-    flags = [to_flags.transform(one) for one in (gold, predicted)]
-    f1 = library("sklearn.metrics").f1_score
-    micro, macro = (float(f1(*flags, average=over, zero_division=0)) for over in ("micro", "macro"))
-    return {"micro_f1": micro, "macro_f1": macro, "accuracy": accuracy}
+    micro, macro = (_flag_scores(gold, predicted, names, over)[2] for over in ("micro", "macro"))
+    return {"micro_f1": float(micro), "macro_f1": float(macro), "accuracy": accuracy}
+
+
+def label_scores(
+    gold: Sequence[Collection[str]], predicted: Sequence[Collection[str]], names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Precision, recall and F1 of each of these labels, and how many examples have it; 0 where nothing is divided."""
+    return _flag_scores(gold, predicted, names, None)
 
 
 def regression(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
@@ -276,6 +280,16 @@ def _span_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str
     both = sum(len(a & b) for a, b in zip(right, given, strict=True))
     n, m = sum(map(len, right)), sum(map(len, given))
     return {"precision": both / max(m, 1), "recall": both / max(n, 1), "f1": 2 * both / max(n + m, 1)}
+
+
+def _flag_scores(
+    gold: Sequence[Collection[str]], predicted: Sequence[Collection[str]], names: Sequence[str], over: str | None
+) -> Any:
+    """scikit-learn's precision, recall, F1 and support of labels as columns of 0 and 1; `names` has all of them."""
+    to_flags = library("sklearn.preprocessing").MultiLabelBinarizer(classes=names).fit([])
+    flags = [to_flags.transform(one) for one in (gold, predicted)]
+    scores = library("sklearn.metrics").precision_recall_fscore_support
+    return scores(*flags, average=over, zero_division=0)
 
 
 def _unit(vectors: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bert_jax.tasks.metrics import expected_calibration_error, higher_is_better, reliability
+from bert_jax.tasks.metrics import expected_calibration_error, higher_is_better, label_scores, reliability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,17 +87,11 @@ def by_label(
     path: str | Path, gold: Sequence[Collection[str]], predicted: Sequence[Collection[str]], labels: Sequence[str]
 ) -> None:
     """Precision, recall and F1 of each label, the most frequent above, as a PNG; of more than 20 those."""
-    right, given, both = (
-        Counter(name for one in sets for name in set(one))
-        for sets in (gold, predicted, [set(a) & set(b) for a, b in zip(gold, predicted, strict=True)])
-    )
-    names = sorted({*labels, *right, *given}, key=lambda name: (-right[name], name))
-    kept = names[:_MOST]
-    precision, recall, f1 = (
-        np.array([both[name] / max(of(name), 1) for name in kept])
-        for of in (given.__getitem__, right.__getitem__, lambda name: (right[name] + given[name]) / 2)
-    )
-    shown = [f"{_short(name)}  ({right[name]:,})" for name in kept]
+    names = sorted({*labels, *(name for one in [*gold, *predicted] for name in one)})
+    precision, recall, f1, number = label_scores(gold, predicted, names)
+    kept = np.argsort(-number, kind="stable")[:_MOST]
+    precision, recall, f1 = precision[kept], recall[kept], f1[kept]
+    shown = [f"{_short(names[place])}  ({number[place]:,})" for place in kept]
     places = np.arange(len(kept))
 
     figure = _figure(4.6 + 0.085 * max(map(len, shown)), 1.4 + 0.34 * max(len(kept), 3))
