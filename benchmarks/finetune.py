@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kept import Kept
+from benchmarks.train_step import keep_freed
 from bert_jax import heap
 from bert_jax.api import open_model
 from bert_jax.tasks import audit, loop, metrics, predictions, sweep
@@ -98,7 +99,8 @@ def started(side: str, family: str, seed: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.finetune", *sys.argv[1:], "--worker", side, family, str(seed)]
     left_out = ("OMP_NUM_THREADS", "JAX_COMPILATION_CACHE_DIR")
     variables = {name: value for name, value in os.environ.items() if name not in left_out}
-    done = subprocess.run(command, env=variables | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+    variables |= {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": heap.HUGE if side == "here" else ""}  # as the command does
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{side} {family} {seed}: {done.stderr.strip()[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -142,7 +144,6 @@ def work(side: str, family: str, seed: int, args: argparse.Namespace) -> dict[st
     rate, settings = recipe.train.learning_rates[0], recipe.train
     losses: list[float] = []
     if side == "here":
-        heap.keep_freed(os.environ)  # as the command does
         params = first_params(asked.net, loaded.params, seed)
         begun = time.perf_counter()
         fitted = loop.fit(
@@ -163,6 +164,7 @@ def work(side: str, family: str, seed: int, args: argparse.Namespace) -> dict[st
 
         from benchmarks import finetune_torch
 
+        keep_freed()  # which is faster still for torch
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         torch.manual_seed(seed)
         model = finetune_torch.make_model(args.model, asked.net)

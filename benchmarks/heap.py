@@ -2,9 +2,8 @@
 
     python -m benchmarks.heap [--row small,128] [--rounds 3] [--seconds 15]
 
-The step is that of `benchmarks.train_step`, float32, on drawn rows. "kept" is what the commands do
-(`bert_jax.heap.keep_freed`), "huge pages" is GLIBC_TUNABLES=glibc.malloc.hugetlb=1, which a process cannot ask for
-once it runs. Each has a process of its own, in turn.
+The step is that of `benchmarks.train_step`, float32, on drawn rows. "huge pages" is what the commands run with
+(`bert_jax.heap`), "kept" never gives back what was freed (mallopt(3)). Each has a process of its own, in turn.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.train_step import ROWS, VOCABULARY, drawn_batch, here, most_memory, timed
+from benchmarks.train_step import ROWS, VOCABULARY, drawn_batch, here, keep_freed, most_memory, timed
 from bert_jax.config import preset
-from bert_jax.heap import keep_freed
+from bert_jax.heap import HUGE
 
 WAYS = {
     "as it comes": ("leave", ""),
-    "huge pages": ("leave", "glibc.malloc.hugetlb=1"),
+    "huge pages": ("leave", HUGE),
     "kept": ("keep", ""),
-    "kept, huge pages": ("keep", "glibc.malloc.hugetlb=1"),
+    "kept, huge pages": ("keep", HUGE),
 }
 
 
@@ -75,8 +74,8 @@ def started(args: argparse.Namespace, what: str, tunables: str, cache: str) -> d
 
 def work(args: argparse.Namespace) -> dict[str, Any]:
     """Steps in this process."""
-    if args.worker == "keep" and not keep_freed(os.environ):
-        raise SystemExit("JAX computes elsewhere, or memory is not given out by glibc")
+    if args.worker == "keep":
+        keep_freed()
     name, length = args.row.split(",")
     rng = np.random.default_rng(0)
     batches = [drawn_batch(rng, ROWS[name, int(length)], int(length)) for _ in range(4)]

@@ -6,8 +6,12 @@ DATA holds shards of `bert-data shards` in folders 128 and 512; without it, leng
 process of its own, one process at a time, in rounds in which methods alternate; compilations are kept for later
 rounds. All do the same: the whole step (forward, backward, clipping, AdamW) on the same rows, dropout of 0.1 on hidden
 states and attention, float32 parameters and moments; bfloat16 is torch's autocast there, `train.dtype` here. torch
-takes its fused AdamW, its fastest on a CPU. All run with glibc's huge pages (GLIBC_TUNABLES=glibc.malloc.hugetlb=1):
-without them, a sixth of our step is the first touch of its memory.
+takes its fused AdamW, its fastest on a CPU.
+
+Each side gets what it was found to be fastest with, since the first touch of its memory is a sixth of a step: ours
+huge pages, as the commands ask for (`bert_jax.heap`), torch memory that glibc never gives back. "@intel" is torch with
+an MKL that is told that the processor is Intel's, by a function of its own that is put before MKL's (`cc` makes it):
+on others MKL takes kernels of half the width. No such thing is needed, nor in the list, on a processor of Intel's.
 
 Printed are useful tokens (padding is none) a second by the median step, the most memory that a process held (the least
 over rounds, so that compiling is left out where a later round found it done), the step's FLOPs by `bert_jax.cost`
@@ -18,6 +22,7 @@ one of torch.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
@@ -30,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax import cost
+from bert_jax import cost, heap
 from bert_jax.config import BertConfig, DataSettings, Execution, Stage, TrainSettings, preset
 from bert_jax.data.batching import HostBatch
 from bert_jax.data.loader import open_batches, open_dataset
@@ -52,7 +57,11 @@ METHODS = (
     "compile/float32",
     "eager/bfloat16",
     "compile/bfloat16",
+    "eager/float32@intel",
+    "compile/float32@intel",
 )
+OURS = ("here", "packed", "product/jax")
+INTEL = b"int mkl_serv_intel_cpu_true(void) { return 1; }"
 VOCABULARY = 30522
 BATCHES = 4  # different ones, taken in turn
 
@@ -71,11 +80,13 @@ def main() -> int:
     if args.worker:
         return work(args)
 
-    peak = 0.0
+    peak, intel = 0.0, "GenuineIntel" in Path("/proc/cpuinfo").read_text()
     with tempfile.TemporaryDirectory() as caches:
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", f"{caches}/intel.so", "-xc", "-"], input=INTEL, check=True)
         for row in args.rows:
             name, length = row.split(",")
             methods = [m for m in args.methods if args.data or not m.startswith("packed")]
+            methods = [m for m in methods if not (intel and m.endswith("@intel"))]
             found: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
             for number in range(args.rounds):
                 turn = number % len(methods)
@@ -93,7 +104,8 @@ def start(what: list[str], args: argparse.Namespace, caches: str) -> Any:
     command += ["--data", str(args.data)] if args.data else []
     variables = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     variables |= {
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "GLIBC_TUNABLES": heap.HUGE if what[0].startswith(OURS) else "",
+        "LD_PRELOAD": f"{caches}/intel.so" if what[0].endswith("@intel") else "",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": f"{caches}/jax",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -111,13 +123,17 @@ def show(name: str, length: int, found: dict[str, list[dict[str, Any]]], peak: f
     seconds = {method: np.concatenate([visit["seconds"] for visit in visits]) for method, visits in found.items()}
     medians = {method: float(np.median(each)) for method, each in seconds.items()}
     rates = {method: visits[0]["tokens"] / medians[method] for method, visits in found.items()}
-    best = max((rate for method, rate in rates.items() if method in ("eager/float32", "compile/float32")), default=0.0)
+    plain, told = (
+        max((rates[name] for name in (f"eager/float32{at}", f"compile/float32{at}") if name in rates), default=0.0)
+        for at in ("", "@intel")
+    )
     first = next(iter(found.values()))[0]
     print(
         f"\n{name} at {length}, {first['rows']} rows a step, {first['useful']:.0%} of their tokens useful;"
         f" matrix products {peak / 1e9:.0f} GFLOP/s\n\n"
-        "| method | s a step | fastest | CPU s | useful tokens/s | of the products | memory, GB | to torch float32 |\n"
-        "|---|---|---|---|---|---|---|---|"
+        "| method | s a step | fastest | CPU s | useful tokens/s | of the products | memory, GB | to torch float32"
+        " | to it @intel |\n"
+        "|---|---|---|---|---|---|---|---|---|"
     )
     for method, visits in found.items():
         busy = np.concatenate([visit["busy"] for visit in visits])
@@ -126,7 +142,7 @@ def show(name: str, length: int, found: dict[str, list[dict[str, Any]]], peak: f
             f" | {rates[method]:,.0f}"
             f" | {visits[0]['flops'] / medians[method] / peak:.0%}"
             f" | {min(visit['memory'] for visit in visits) / 1e9:.2f}"
-            f" | {f'{rates[method] / best:.2f}' if best else ''} |",
+            f" | {' | '.join(f'{rates[method] / best:.2f}' if best else '' for best in (plain, told))} |",
             flush=True,
         )
 
@@ -137,7 +153,9 @@ def show(name: str, length: int, found: dict[str, list[dict[str, Any]]], peak: f
 def work(args: argparse.Namespace) -> int:
     """What a worker does: products, or steps of one method."""
     what, *row = args.worker.split()
-    side, kind = what.split("/")
+    side, kind = what.removesuffix("@intel").split("/")
+    if side in ("eager", "compile"):
+        keep_freed()
     if side == "product":
         print(json.dumps(products(kind, min(args.seconds, 3.0))))
         return 0
@@ -179,6 +197,18 @@ def timed(step: Callable[[int], None], budget: float) -> tuple[list[float], list
         seconds.append(time.perf_counter() - begun)
         busy.append(time.process_time() - used)
     return seconds, busy
+
+
+def keep_freed() -> None:
+    """Have glibc keep all that this process frees: mallopt(3), with the numbers of malloc.h.
+
+    Not for our own steps: small objects come to stand where the step's largest block was, which then is taken anew
+    behind them, until the process holds three times what it needs.
+    """
+    trim_threshold, mmap_max, arena_max = -1, -4, -8
+    mallopt = ctypes.CDLL(None).mallopt
+    for parameter, value in ((trim_threshold, -1), (mmap_max, 0), (arena_max, 1)):
+        mallopt(parameter, value)
 
 
 def most_memory() -> int:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from types import FrameType
 
+from bert_jax import heap
 from bert_jax.errors import UserError
 
 # Verb → (module, what it does).
@@ -58,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # only the verb that is asked for is imported: help and errors cost no JAX
     asked = next((word for word in arguments if not word.startswith("-")), None)
+    if own_process and asked in ("pretrain", "finetune") and (tunables := heap.tunables(os.environ)):
+        # the same process begins once more, which costs what starting Python does
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"GLIBC_TUNABLES": tunables})
     try:
         if own_process and asked != "pretrain":  # which saves first
             signal.signal(signal.SIGTERM, _terminate)

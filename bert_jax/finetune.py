@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from bert_jax import fine_tuned, heap
+from bert_jax import fine_tuned
 from bert_jax.api import open_model
 from bert_jax.convert import task_model
 from bert_jax.convert.loaded import Loaded
@@ -67,7 +66,6 @@ def run(args: argparse.Namespace) -> int:
     before = [_stages_before(path, recipe, args.settings) for path, recipe in zip(args.recipes, recipes, strict=True)]
     for recipe in recipes[1:]:  # what is wrong with a later one is told before the first is trained
         checked(recipe, read_splits(args.data, recipe))
-    heap.keep_freed(os.environ)
     loaded = open_model(args.model)
     model = Model(args.model, loaded, origin(args.model, loaded))
     rows = [["task", "metric", "best rate", "dev", "test", "random weights", "majority", "bag of words"], ["---"] * 8]

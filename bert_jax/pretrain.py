@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TextIO
 import jax
 import numpy as np
 
-from bert_jax import cost, flags, heap, warm_start
+from bert_jax import cost, flags, warm_start
 from bert_jax.config import BertConfig, Recipe, load_recipe, with_data, with_steps
 from bert_jax.data.feed import ahead, noting, to_devices, until_error
 from bert_jax.data.loader import Dataset, TrainBatch, heldout_batches
@@ -75,7 +75,6 @@ def run(args: argparse.Namespace) -> int:
     faults = parse_faults(args.faults)
     if told := flags.prepare(os.environ, recipe.train, several=args.distributed):
         print(told, flush=True)  # before any device is asked for: a flag that is refused ends the process
-    heap.keep_freed(os.environ)
     settings = recipe.train
     with (
         processes.joined(args.distributed, args.join_timeout, settings.step_timeout, settings.silence) as watch,

@@ -42,7 +42,7 @@ MAY = {
     **dict.fromkeys(VERBS, (NOUNS.keys() - {"data_prep"}) | {"api", "warm_start"}),
     "warm_start": {"api", "config", "convert", "errors", "model", "store", "train"},  # opens what `api` opens
     "api": NOUNS.keys() - {"data_prep"},
-    "cli": {"errors"},  # and a verb, by its name
+    "cli": {"errors", "heap"},  # and a verb, by its name
     "__init__": {"api", "config", "fine_tuned", "text"},  # when a name is used
 }
 
