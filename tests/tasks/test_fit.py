@@ -66,7 +66,8 @@ PERFECT = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_learns_thirty_two_examples_by_heart(family: str, tmp_path: Path) -> None:
-    examples, made = toy.examples(family), recipe(family)
+    # slowly and long, so that it holds for the rounding of any processor's products
+    examples, made = toy.examples(family), recipe(family, epochs=100, learning_rates=(1e-3,))
     one = asked(tmp_path, made, examples)
     params = fit(one, made, examples).params
     if family == "qa":
