@@ -27,6 +27,7 @@ from bert_jax.heap import HUGE
 from bert_jax.tasks.sweep import aligned
 
 SHAPES = ((2048, 2048, 2048), (2048, 768, 768), (2048, 768, 3072), (2048, 3072, 768))
+LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_CORETYPE")  # of NumPy's OpenBLAS, where the environment sets them
 WAYS = ("NumPy", "XLA", "XLA, transposed", "torch")
 
 
@@ -38,10 +39,13 @@ def main() -> int:
     if args.worker:
         print(json.dumps([rates(make(args.worker, *shape), shape, args.rounds) for shape in SHAPES]))
         return 0
+    variables = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "OPENBLAS_CORETYPE")
+    }
     rows = [["best, median", *(" × ".join(map(str, shape)) for shape in SHAPES)], ["---"] * (len(SHAPES) + 1)]
     for way in WAYS:
         command = [sys.executable, "-m", "benchmarks.products", "--rounds", str(args.rounds), "--worker", way]
-        done = subprocess.run(command, env=os.environ | {"GLIBC_TUNABLES": HUGE}, stdout=subprocess.PIPE, check=True)
+        done = subprocess.run(command, env=variables | {"GLIBC_TUNABLES": HUGE}, stdout=subprocess.PIPE, check=True)
         rows.append([way, *json.loads(done.stdout)])
     print(aligned(rows))
     return 0
