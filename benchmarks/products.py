@@ -39,9 +39,7 @@ def main() -> int:
     if args.worker:
         print(json.dumps([rates(make(args.worker, *shape), shape, args.rounds) for shape in SHAPES]))
         return 0
-    variables = {
-        name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "OPENBLAS_CORETYPE")
-    }
+    variables = {name: value for name, value in os.environ.items() if name not in LIMITS}
     rows = [["best, median", *(" × ".join(map(str, shape)) for shape in SHAPES)], ["---"] * (len(SHAPES) + 1)]
     for way in WAYS:
         command = [sys.executable, "-m", "benchmarks.products", "--rounds", str(args.rounds), "--worker", way]

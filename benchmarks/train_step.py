@@ -16,7 +16,7 @@ on others MKL takes kernels of half the width. No such thing is needed, nor in t
 Printed are useful tokens (padding is none) a second by the median step, the most memory that a process held (the least
 over rounds, so that compiling is left out where a later round found it done), the step's FLOPs by `bert_jax.cost`
 against the largest rate of a matrix product of this machine in the same run, and each method against the best float32
-one of torch.
+one of torch, as it comes and @intel.
 """
 
 from __future__ import annotations
@@ -80,13 +80,15 @@ def main() -> int:
     if args.worker:
         return work(args)
 
-    peak, intel = 0.0, "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    peak = 0.0
+    methods = [m for m in args.methods if args.data or not m.startswith("packed")]
+    if "GenuineIntel" in Path("/proc/cpuinfo").read_text():
+        methods = [m for m in methods if not m.endswith("@intel")]
     with tempfile.TemporaryDirectory() as caches:
-        subprocess.run(["cc", "-shared", "-fPIC", "-o", f"{caches}/intel.so", "-xc", "-"], input=INTEL, check=True)
+        if any(m.endswith("@intel") for m in methods):
+            subprocess.run(["cc", "-shared", "-fPIC", "-o", f"{caches}/intel.so", "-xc", "-"], input=INTEL, check=True)
         for row in args.rows:
             name, length = row.split(",")
-            methods = [m for m in args.methods if args.data or not m.startswith("packed")]
-            methods = [m for m in methods if not (intel and m.endswith("@intel"))]
             found: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
             for number in range(args.rounds):
                 turn = number % len(methods)
